@@ -1,0 +1,121 @@
+"""What the user brings: a float model, its data, and how it is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeshrink.budget import Budget
+
+if TYPE_CHECKING:
+    import torch
+
+SPLITS: Final = ("train", "calibration", "validation", "test")
+
+Arrays = tuple[npt.NDArray[Any], ...]  # one array per model input, batch first
+Batch = tuple[Arrays, Any]  # inputs, targets (None where there are none)
+Predict = Callable[..., Any]  # arrays (batch, ...) one per input -> the model's output structure
+Evaluate = Callable[[Predict, str], float]
+
+
+class Split(Protocol):
+    """Data that can be gone through again and again, as batches of `(inputs, targets)`.
+
+    `inputs` is a tuple with one array (batch, ...) per model input, in the model's own layout.
+    """
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArraySplit:
+    """A split that lies in memory. `shuffle_seed` None keeps the order; else every pass reshuffles.
+
+    Args:
+        inputs: One array per model input, all with the same first dimension.
+        targets: Array with the same first dimension, or None.
+        batch_size: Samples per batch; the last batch may be smaller.
+        augment: Applied to each batch as `augment(inputs, rng) -> inputs`.
+    """
+
+    inputs: Arrays
+    targets: npt.NDArray[Any] | None = None
+    batch_size: int = 64
+    shuffle: bool = False
+    augment: Callable[[Arrays, np.random.Generator], Arrays] | None = None
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0), repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.inputs or len({len(a) for a in self.inputs}) != 1:
+            raise ValueError("inputs must be a tuple of arrays with the same first dimension")
+        if self.targets is not None and len(self.targets) != len(self.inputs[0]):
+            raise ValueError("targets and inputs differ in their first dimension")
+
+    def __len__(self) -> int:
+        """Batches in one pass."""
+        return -(-len(self.inputs[0]) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        n = len(self.inputs[0])
+        order = self.rng.permutation(n) if self.shuffle else np.arange(n)
+        for start in range(0, n, self.batch_size):
+            rows = order[start : start + self.batch_size]
+            batch = tuple(a[rows] for a in self.inputs)
+            if self.augment is not None:
+                batch = self.augment(batch, self.rng)
+            yield batch, None if self.targets is None else self.targets[rows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """What `evaluate` returns, and which way is better."""
+
+    name: str = "score"
+    direction: Literal["higher", "lower"] = "higher"
+
+    def drop(self, reference: float, score: float) -> float:
+        """Return by how much `score` is worse than `reference`; negative when it is better."""
+        return reference - score if self.direction == "higher" else score - reference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How the float model is trained before it is compressed (AdamW, one-cycle cosine)."""
+
+    epochs: int
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    warmup_share: float = 0.1  # of all steps, in [0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A model with its data and its score.
+
+    Args:
+        model: The float module; already trained where `training` is None.
+        example_inputs: One tensor per input, batch of 1.
+        data: Splits by name, of `SPLITS`; `calibration` falls back to `train`.
+        evaluate: `evaluate(predict, split) -> float`: calls `predict` with one array (batch, ...)
+            per model input on the split named, gets back what the model returns (array, tuple or
+            dict of arrays), and computes the metric. None: there is no score.
+        loss: `loss(outputs, targets) -> scalar tensor`, for training.
+        training: How to train `model` first; None when it is trained.
+        metric, budget, name: Filled from `edgeshrink.toml` where that exists.
+    """
+
+    model: torch.nn.Module
+    example_inputs: tuple[torch.Tensor, ...]
+    data: Mapping[str, Split]
+    evaluate: Evaluate | None = None
+    loss: Callable[[Any, Any], torch.Tensor] | None = None
+    training: Training | None = None
+    metric: Metric = field(default_factory=Metric)
+    budget: Budget = field(default_factory=Budget)
+    name: str = "model"
+    folder: Path | None = None

@@ -1,0 +1,48 @@
+"""Sizes and durations as people write them (`64 KiB`, `20ms`), and back."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+BYTE_UNITS: Final = {
+    "B": 1,
+    "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9,
+    "KiB": 2**10, "MiB": 2**20, "GiB": 2**30,
+}  # fmt: skip
+MS_UNITS: Final = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
+
+_QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([A-Za-zµ]+)\s*")
+
+
+def _parse(text: str, units: dict[str, int] | dict[str, float], kind: str) -> float:
+    match = _QUANTITY.fullmatch(text)
+    if not match or match[2] not in units:
+        raise ValueError(f"{text!r} is not a {kind}; write a number and one of {', '.join(units)}")
+    return float(match[1]) * units[match[2]]
+
+
+def parse_bytes(text: str) -> int:
+    """Return the bytes that `text` (such as `64KiB`) says; ValueError names the units allowed."""
+    return round(_parse(text, BYTE_UNITS, "size"))
+
+
+def parse_ms(text: str) -> float:
+    """Return the milliseconds that `text` (such as `20ms`) says; ValueError names the units."""
+    return _parse(text, MS_UNITS, "duration")
+
+
+def format_bytes(n_bytes: float) -> str:
+    """Return `n_bytes` for people: the largest binary unit that leaves a number of 1 or more."""
+    for unit in ("GiB", "MiB", "KiB"):
+        if abs(n_bytes) >= BYTE_UNITS[unit]:
+            return f"{n_bytes / BYTE_UNITS[unit]:.1f} {unit}"
+    return f"{n_bytes:.0f} B"
+
+
+def format_ms(ms: float) -> str:
+    """Return a duration for people, three significant figures in us, ms or s."""
+    for unit in ("s", "ms"):
+        if abs(ms) >= MS_UNITS[unit]:
+            return f"{ms / MS_UNITS[unit]:.3g} {unit}"
+    return f"{ms * 1e3:.3g} us"
