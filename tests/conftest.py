@@ -1,0 +1,23 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def repo() -> Path:
+    return REPO
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The reference data beside the checkout; tests that need it are skipped without it."""
+    folder = REPO.parent / "shared"
+    if not (folder / "models").is_dir():
+        pytest.skip("needs the reference data in ../shared")
+    return folder
