@@ -1,0 +1,344 @@
+"""The life of a build: train, quantize and lower, score every file, profile, check, write."""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeshrink import __version__
+from edgeshrink.artifact import (
+    GOLDEN,
+    MANIFEST,
+    MODEL_FILES,
+    Artifact,
+    file_entry,
+)
+from edgeshrink.budget import Budget
+from edgeshrink.emulation import emulate
+from edgeshrink.errors import BudgetError, EdgeshrinkError, ModelError
+from edgeshrink.exporting import Agreement, Exported, export, golden_samples
+from edgeshrink.exporting.gates import compare, is_exact
+from edgeshrink.predict import (
+    Runs,
+    dequantize_array,
+    from_file_layout,
+    pte_predict,
+    quantize_array,
+    tflite_predict,
+    to_file_layout,
+)
+from edgeshrink.profile import Profile
+from edgeshrink.recipe import Quantize, Recipe
+from edgeshrink.runtimes import open_model
+from edgeshrink.target import Target
+from edgeshrink.task import Predict, Task
+from edgeshrink.task_loader import score
+from edgeshrink.training import fit, float_predict
+
+Progress = Callable[[str, float, str], None]  # stage, share done in [0, 1], detail
+
+TOOLS: Final = ("torch", "torchao", "executorch", "litert-torch", "ai-edge-litert", "numpy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """What a build leaves: the artifact and everything that is printed about it.
+
+    `scores` are on the test split: `float`, `tflite`, `pte`. `seconds` are wall time by stage.
+    """
+
+    artifact: Artifact
+    profile: Profile
+    scores: Mapping[str, float]
+    drop: float | None  # of the worst file against the float model, in the metric's unit
+    agreements: tuple[Agreement, ...]
+    budget: Budget
+    seconds: Mapping[str, float]
+    overruns: tuple[str, ...]  # one sentence each; empty when the budget is met
+
+
+def build(
+    task: Task,
+    target: Target,
+    *,
+    recipe: Recipe,
+    budget: Budget,
+    out: Path,
+    seed: int = 0,
+    threads: int = 1,
+    progress: Progress = lambda stage, share, detail: None,
+) -> Built:
+    """Build the artifact of `task` for `target` in the folder `out`.
+
+    The artifact appears in one step; an interrupted or failed build leaves the last one as it was.
+
+    Raises:
+        ModelError: the model can't be trained, traced or lowered, or its files disagree.
+        BudgetError: a limit is not met; `closest` names where the artifact was left for inspection.
+        EdgeshrinkError: `out` can't be written.
+    """
+    seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(name: str) -> Iterator[Callable[[float, str], None]]:
+        start = time.monotonic()
+        progress(name, 0.0, "")
+        yield lambda share, detail: progress(name, share, detail)
+        progress(name, 1.0, "")
+        seconds[name] = time.monotonic() - start
+
+    check_writable(out)
+    if task.training is not None:
+        with stage("training") as report:
+            fit(task, seed=seed, progress=report)
+    scores: dict[str, float] = {}
+    if task.evaluate is not None and "test" in task.data:
+        with stage("scoring float"):
+            scores["float"] = score(task, float_predict(task.model), "test")
+    step = recipe.steps[-1]
+    with stage("conversion") as report:
+        exported = export(task, target, step, progress=report)
+    agreements = exported.agreements
+    if scores:
+        with stage("scoring files"):
+            file_scores, whole = _score_files(task, exported)
+            scores |= file_scores
+            agreements = (*agreements, *whole)
+    drops = [task.metric.drop(scores["float"], scores[k]) for k in scores if k != "float"]
+    drop = max(drops, default=None)
+    with staging(out) as folder:
+        (folder / MODEL_FILES["tflite"]).write_bytes(exported.tflite)
+        if exported.pte is not None:
+            (folder / MODEL_FILES["pte"]).write_bytes(exported.pte)
+        with stage("profiling"):
+            profile = emulate(
+                folder / MODEL_FILES["tflite"],
+                target,
+                threads=threads,
+                budget=budget,
+                name=MODEL_FILES["tflite"],
+            )
+        _write_documents(folder, exported, profile, recipe, scores, drop, agreements)
+        artifact = _manifest(folder, task, target, recipe, exported, scores, seed)
+        exceeded = exceeded_limits(profile, budget, drop)
+        if exceeded:
+            closest = rejected_folder(out)
+            with staging(closest) as rejected:
+                shutil.copytree(folder, rejected, dirs_exist_ok=True)
+            what, need, limit, unit = exceeded[0]
+            raise BudgetError(what, need=need, limit=limit, unit=unit, closest=str(closest))
+    return Built(
+        artifact=replace(artifact, folder=out),
+        profile=profile,
+        scores=scores,
+        drop=drop,
+        agreements=agreements,
+        budget=budget,
+        seconds=seconds,
+        overruns=(),
+    )
+
+
+def exceeded_limits(
+    profile: Profile, budget: Budget, drop: float | None
+) -> list[tuple[str, float, float, str]]:
+    """Return (what, need, limit, unit) of every limit that is not met."""
+    exceeded = [(o.what, o.need, o.limit, o.unit) for o in profile.overruns]
+    if budget.accuracy_drop is not None and drop is not None and drop > budget.accuracy_drop:
+        exceeded.append(("drop", drop, budget.accuracy_drop, "of the metric"))
+    return exceeded
+
+
+def rejected_folder(out: Path) -> Path:
+    """Return where an artifact that misses its budget is left: beside `out`, never in its place."""
+    return out.with_name(out.name + ".rejected")
+
+
+def _score_files(task: Task, exported: Exported) -> tuple[dict[str, float], list[Agreement]]:
+    """Score the files themselves on the test split, and compare their raw outputs on all of it."""
+    inputs, outputs, structure = exported.inputs, exported.outputs, exported.structure
+    with open_model(exported.tflite, "litert", name=MODEL_FILES["tflite"]) as tflite:
+        recorder = _Recorder(tflite)
+        predict: Predict = tflite_predict(recorder, inputs, outputs, structure)
+        scores = {"tflite": score(task, predict, "test")}
+        if exported.pte is None:
+            return scores, []
+        with open_model(exported.pte, "executorch", name=MODEL_FILES["pte"]) as pte:
+            second = _Recorder(pte)
+            scores["pte"] = score(task, pte_predict(second, outputs, structure), "test")
+            if not recorder.calls or len(recorder.calls) != len(second.calls):
+                return scores, []
+            got: list[list[npt.NDArray[Any]]] = []
+            expected: list[list[npt.NDArray[Any]]] = []
+            for (stored, raw), (real, floats) in zip(recorder.calls, second.calls, strict=True):
+                again = [
+                    quantize_array(to_file_layout(a, spec), spec)
+                    for a, spec in zip(real, inputs, strict=True)
+                ]
+                if any(not np.array_equal(a, b) for a, b in zip(again, stored, strict=True)):
+                    return scores, []  # the user's evaluate went through the data in another order
+                as_stored = [
+                    quantize_array(to_file_layout(a, spec), spec)
+                    for a, spec in zip(floats, outputs, strict=True)
+                ]
+                _settle_ties(pte, stored, raw, as_stored, exported)
+                got.append(as_stored)
+                expected.append(list(raw))
+    joined_got = [np.concatenate(column) for column in zip(*got, strict=True)]
+    joined_expected = [np.concatenate(column) for column in zip(*expected, strict=True)]
+    exact = is_exact(exported.graph) and exported.quantization == "one"
+    agreement = compare("executorch", "litert", joined_got, joined_expected, exact=exact)
+    return scores, [replace(agreement, reference="litert, whole test set")]
+
+
+def _settle_ties(
+    pte: Runs,
+    stored: tuple[npt.NDArray[Any], ...],
+    raw: tuple[npt.NDArray[Any], ...],
+    got: list[npt.NDArray[Any]],
+    exported: Exported,
+) -> None:
+    """Run differing samples again on exactly the stored inputs.
+
+    A `.pte` quantizes its input itself; a value half-way between two codes may be rounded the
+    other way there. Only what differs on equal int8 inputs is a difference of the files.
+    """
+    differs = np.zeros(len(stored[0]), bool)
+    for a, b in zip(got, raw, strict=True):
+        differs |= (a != b).reshape(len(a), -1).any(axis=1)
+    rows = np.flatnonzero(differs)
+    if not len(rows):
+        return
+    real = [
+        np.ascontiguousarray(from_file_layout(dequantize_array(a[rows], spec), spec))
+        for a, spec in zip(stored, exported.inputs, strict=True)
+    ]
+    for position, (values, spec) in enumerate(
+        zip(pte.run(*real), exported.outputs, strict=True)
+    ):
+        got[position][rows] = quantize_array(to_file_layout(values, spec), spec)
+
+
+class _Recorder:
+    """A runner that remembers what went in and came out."""
+
+    def __init__(self, runner: Runs) -> None:
+        self.runner = runner
+        self.calls: list[tuple[tuple[Any, ...], tuple[Any, ...]]] = []
+
+    def run(self, *arrays: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
+        results = self.runner.run(*arrays)
+        self.calls.append((arrays, results))
+        return results
+
+
+def _write_documents(
+    folder: Path,
+    exported: Exported,
+    profile: Profile,
+    recipe: Recipe,
+    scores: Mapping[str, float],
+    drop: float | None,
+    agreements: tuple[Agreement, ...],
+) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **golden_samples(exported))
+    (folder / GOLDEN).write_bytes(buffer.getvalue())
+    (folder / "recipe.toml").write_text(recipe.to_toml(), "utf-8")
+    _write_json(folder / "profile.json", profile.to_json())
+    audit = {"scores": scores, "drop": drop, "agreements": [vars(a) for a in agreements]}
+    _write_json(folder / "audit.json", audit)
+
+
+def _manifest(
+    folder: Path,
+    task: Task,
+    target: Target,
+    recipe: Recipe,
+    exported: Exported,
+    scores: Mapping[str, float],
+    seed: int,
+) -> Artifact:
+    files = {p.name: file_entry(p.read_bytes()) for p in sorted(folder.iterdir())}
+    artifact = Artifact(
+        folder=folder,
+        name=task.name,
+        target=target.name,
+        engine="tflite",
+        quantization=exported.quantization,
+        inputs=exported.inputs,
+        outputs=exported.outputs,
+        structure=exported.structure,
+        metric={"name": task.metric.name, "direction": task.metric.direction},
+        scores=scores,
+        recipe=recipe.to_json(),
+        versions={"edgeshrink": __version__} | {tool: metadata.version(tool) for tool in TOOLS},
+        seed=seed,
+        files=files,
+    )
+    _write_json(folder / MANIFEST, artifact.to_json())
+    return artifact
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=1, sort_keys=False) + "\n", "utf-8")
+
+
+def check_writable(out: Path) -> None:
+    """Raise EdgeshrinkError before hours of work when `out` can't be written in the end."""
+    with staging(out, keep=False) as folder:
+        (folder / "probe").write_bytes(b"\0" * 4096)
+
+
+@contextmanager
+def staging(out: Path, *, keep: bool = True) -> Iterator[Path]:
+    """Yield a folder beside `out` that takes its place when the block ends well."""
+    aside = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.exists() and not out.is_dir():
+            raise NotADirectoryError(20, "is a file, not a folder", str(out))
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        yield aside
+        if keep:
+            _take_place(aside, out)
+    except OSError as err:
+        raise EdgeshrinkError(
+            str(err.filename or out),
+            f"can't be written ({err.strerror or err})",
+            "free space, or choose another folder with --out; the last good artifact is untouched",
+        ) from err
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+_AT_FDCWD: Final = -100
+_RENAME_EXCHANGE: Final = 2
+
+
+def _take_place(new: Path, out: Path) -> None:
+    """Put the folder `new` where `out` is, in one step where the system can swap two names."""
+    if not out.exists():
+        new.rename(out)
+        return
+    swap = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    names = (os.fsencode(new), os.fsencode(out))
+    if swap is None or swap(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) != 0:
+        old = out.with_name(f".{out.name}.{os.getpid()}.old")
+        out.rename(old)
+        new.rename(out)
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,321 @@
+"""The export of a model: canonicalise, quantize once, lower twice, pass the gates."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+
+from edgeshrink.artifact import IoSpec, Layout, Structure
+from edgeshrink.errors import ModelError, ToolchainError
+from edgeshrink.exporting.executorch import lower_to_pte
+from edgeshrink.exporting.gates import (
+    Agreement,
+    check_int8,
+    check_operators,
+    compare,
+    is_exact,
+)
+from edgeshrink.exporting.tflite import Names, lower_to_tflite
+from edgeshrink.graph import Graph
+from edgeshrink.graph_reader import read_graph
+from edgeshrink.predict import (
+    dequantize_array,
+    from_file_layout,
+    quantize_array,
+    to_file_layout,
+)
+from edgeshrink.quantizer import Quantized, canonical_program, quantize
+from edgeshrink.quantizer.canonical import layer_of
+from edgeshrink.recipe import Quantize
+from edgeshrink.runtimes import open_model
+from edgeshrink.target import Target
+from edgeshrink.task import Arrays, Task
+
+N_VERIFIED = 32  # samples on which the engines are compared
+N_GOLDEN = 8  # samples kept for the device's self-test
+
+Progress = Callable[[float, str], None]  # share done in [0, 1], what is being done
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """The lowered files with what was proved about them.
+
+    `golden_inputs` and `golden_outputs` are raw arrays of the `.tflite`, (n, ...) each.
+    """
+
+    tflite: bytes
+    pte: bytes | None
+    graph: Graph
+    inputs: tuple[IoSpec, ...]
+    outputs: tuple[IoSpec, ...]
+    structure: Structure
+    quantization: Literal["one", "separate", "none"]
+    agreements: tuple[Agreement, ...]
+    golden_inputs: Mapping[str, npt.NDArray[Any]]
+    golden_outputs: Mapping[str, npt.NDArray[Any]]
+
+
+def export(task: Task, target: Target, step: Quantize, *, progress: Progress) -> Exported:
+    """Lower the task's model for `target`.
+
+    Args:
+        task: Its model is left as it is; its `calibration` split (else `train`) gives the ranges.
+        target: Decides which operators and types are allowed, and whether a `.pte` is made.
+        step: The data type and how ranges are observed.
+        progress: Called as the export advances.
+
+    Raises:
+        ModelError: the model can't be traced, holds an operator that can't be lowered or that the
+            target does not allow, or the files disagree.
+        ToolchainError: an exporter or runtime is missing.
+    """
+    # Tracing takes one tensor passed twice for one input, so every example gets memory of its own.
+    examples = tuple(
+        x.detach().clone(memory_format=torch.contiguous_format) for x in task.example_inputs
+    )
+    progress(0.0, "tracing")
+    structure, output_names, output_shapes = describe_outputs(task.model, examples)
+    graph_module = canonical_program(_source(task.model), examples)
+    samples = calibration_samples(task, step.n_samples)
+    folded: fx.GraphModule = graph_module
+    unfolded: fx.GraphModule = graph_module
+    quantizer = None
+    if step.dtype == "int8":
+        progress(0.1, f"calibrating on {len(samples)} samples")
+        quantized: Quantized = quantize(
+            graph_module,
+            [tuple(torch.from_numpy(a) for a in sample) for sample in samples],
+            observer=step.observer,
+        )
+        folded, unfolded = quantized.folded, quantized.unfolded
+        quantizer = quantized.quantizer
+    wants_pte = any(runtime.name == "executorch" for runtime in target.runtimes)
+    pte = None
+    if wants_pte:
+        progress(0.4, "lowering to .pte")
+        pte = lower_to_pte(folded, examples)
+    progress(0.6, "lowering to .tflite")
+    names = Names(
+        inputs=input_names(task.model, len(examples)),
+        outputs=output_names,
+        layers=_layers_by_scale(folded),
+    )
+    tflite, input_layouts, output_layouts = lower_to_tflite(unfolded, examples, names, quantizer)
+    graph = read_graph(tflite, name="model.tflite")
+    if quantizer is not None:
+        check_int8(graph)
+    check_operators(graph, target)
+    inputs = _specs(graph, graph.inputs, names.inputs, input_layouts, [x.shape for x in examples])
+    outputs = _specs(graph, graph.outputs, names.outputs, output_layouts, output_shapes)
+    progress(0.8, "comparing engines")
+    raw_inputs = stored_inputs(samples[:N_VERIFIED], inputs)
+    agreements, raw_outputs = _agree(tflite, pte, graph, folded, raw_inputs, inputs, outputs)
+    progress(1.0, "exported")
+    return Exported(
+        tflite=tflite,
+        pte=pte,
+        graph=graph,
+        inputs=inputs,
+        outputs=outputs,
+        structure=structure,
+        quantization="one" if quantizer is not None else "none",
+        agreements=agreements,
+        golden_inputs=_golden(inputs, raw_inputs),
+        golden_outputs=_golden(outputs, raw_outputs),
+    )
+
+
+def _source(model: nn.Module) -> nn.Module | ExportedProgram:
+    return getattr(model, "exported_program", model)
+
+
+def input_names(model: nn.Module, count: int) -> tuple[str, ...]:
+    """Return the names of the first `count` parameters of the model's `forward`."""
+    parameters = [
+        p.name
+        for p in inspect.signature(model.forward).parameters.values()
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(parameters) < count:
+        parameters = [f"input_{i}" for i in range(count)] if count > 1 else ["input"]
+    return tuple(parameters[:count])
+
+
+def describe_outputs(
+    model: nn.Module, examples: tuple[Tensor, ...]
+) -> tuple[Structure, tuple[str, ...], list[tuple[int, ...]]]:
+    """Run the model once; return the structure, the names and the shapes of its outputs."""
+    with torch.no_grad():
+        result = model.eval()(*examples)
+    if isinstance(result, Tensor):
+        return "single", ("output",), [tuple(result.shape)]
+    if isinstance(result, Mapping) and all(isinstance(v, Tensor) for v in result.values()):
+        names = tuple(str(key) for key in result)
+        return "dict", names, [tuple(v.shape) for v in result.values()]
+    leaves = torch.utils._pytree.tree_leaves(result)
+    if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
+        raise ModelError(
+            f"model {type(model).__name__}",
+            f"returns {type(result).__name__}, not tensors",
+            "return a tensor, a tuple of tensors or a dict of tensors",
+        )
+    names = tuple(f"output_{i}" for i in range(len(leaves)))
+    return "tuple", names, [tuple(leaf.shape) for leaf in leaves]
+
+
+def calibration_samples(task: Task, n_samples: int) -> list[Arrays]:
+    """Return up to `n_samples` single samples (batch of 1) of the calibration split, else of train."""
+    split = task.data.get("calibration", task.data.get("train"))
+    if split is None:
+        raise ModelError(
+            f"task {task.name!r}",
+            "has neither a calibration nor a train split",
+            "add one of them to data: quantization needs to see typical inputs",
+        )
+    samples: list[Arrays] = []
+    for inputs, _ in split:
+        for row in range(len(inputs[0])):
+            sample = tuple(np.ascontiguousarray(a[row : row + 1]) for a in inputs)
+            for position, array in enumerate(sample):
+                if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+                    raise ModelError(
+                        f"task {task.name!r}, calibration sample {len(samples)}, input {position}",
+                        "holds NaN or infinity",
+                        "clean the data",
+                    )
+            samples.append(sample)
+            if len(samples) >= n_samples:
+                return samples
+    if not samples:
+        raise ModelError(
+            f"task {task.name!r}", "has an empty calibration split", "give at least one sample"
+        )
+    return samples
+
+
+def _layers_by_scale(graph_module: fx.GraphModule) -> dict[tuple[float, int], str]:
+    """Map the (scale, zero point) of every activation to the layer that made it."""
+    layers: dict[tuple[float, int], str] = {}
+    for node in graph_module.graph.nodes:
+        if node.op == "call_function" and "quantize_per_tensor" in str(node.target):
+            source = node.args[0]
+            if isinstance(source, fx.Node) and source.meta.get("nn_module_stack"):
+                key = (float(np.float32(node.args[1])), int(node.args[2]))
+                layers.setdefault(key, layer_of(source))
+    return layers
+
+
+def _specs(
+    graph: Graph,
+    tensors: Sequence[int],
+    names: Sequence[str],
+    layouts: Sequence[Layout],
+    model_shapes: Sequence[Sequence[int]],
+) -> tuple[IoSpec, ...]:
+    specs = []
+    for index, name, layout, shape in zip(tensors, names, layouts, model_shapes, strict=True):
+        tensor = graph.tensors[index]
+        q = tensor.quantization
+        specs.append(
+            IoSpec(
+                name=name,
+                shape=tensor.shape,
+                dtype=tensor.dtype,
+                scale=None if q is None else float(q.scales[0]),
+                zero_point=None if q is None else int(q.zero_points[0]),
+                layout=layout,
+                model_shape=tuple(int(size) for size in shape),
+            )
+        )
+    return tuple(specs)
+
+
+def stored_inputs(samples: Sequence[Arrays], inputs: Sequence[IoSpec]) -> list[npt.NDArray[Any]]:
+    """Return one array (n, ...) per input as the `.tflite` takes it."""
+    return [
+        quantize_array(to_file_layout(np.concatenate(column), spec), spec)
+        for column, spec in zip(zip(*samples, strict=True), inputs, strict=True)
+    ]
+
+
+def float_inputs(
+    stored: Sequence[npt.NDArray[Any]], inputs: Sequence[IoSpec]
+) -> list[npt.NDArray[Any]]:
+    """Return what `stored` stands for, in the model's own layout: the input of a `.pte`."""
+    return [
+        np.ascontiguousarray(from_file_layout(dequantize_array(a, spec), spec))
+        for a, spec in zip(stored, inputs, strict=True)
+    ]
+
+
+def stored_outputs(
+    values: Sequence[npt.NDArray[Any]], outputs: Sequence[IoSpec]
+) -> list[npt.NDArray[Any]]:
+    """Return a `.pte`'s float outputs as the `.tflite` would have stored them."""
+    return [
+        quantize_array(to_file_layout(np.asarray(a), spec), spec)
+        for a, spec in zip(values, outputs, strict=True)
+    ]
+
+
+def _agree(
+    tflite: bytes,
+    pte: bytes | None,
+    graph: Graph,
+    folded: fx.GraphModule,
+    stored: list[npt.NDArray[Any]],
+    inputs: tuple[IoSpec, ...],
+    outputs: tuple[IoSpec, ...],
+) -> tuple[tuple[Agreement, ...], list[npt.NDArray[Any]]]:
+    """Run every engine on the same stored inputs; return agreements with LiteRT-XNNPACK, and its outputs."""
+
+    def run(engine: str) -> list[npt.NDArray[Any]]:
+        with open_model(tflite, engine, name="model.tflite") as runner:
+            return list(runner.run(*stored))
+
+    reference = run("litert")
+    exact = is_exact(graph) and all(spec.scale is not None for spec in outputs)
+    real = float_inputs(stored, inputs)
+    found = []
+    if pte is not None:
+        with open_model(pte, "executorch", name="model.pte") as runner:
+            got = stored_outputs(runner.run(*real), outputs)
+        found.append(compare("executorch", "litert", got, reference, exact=exact))
+    with torch.no_grad():
+        rows = [
+            torch.utils._pytree.tree_leaves(folded(*(torch.from_numpy(a[i : i + 1]) for a in real)))
+            for i in range(len(real[0]))
+        ]
+    torch_outputs = [np.concatenate([leaf.numpy() for leaf in col]) for col in zip(*rows, strict=True)]
+    found.append(
+        compare("torch", "litert", stored_outputs(torch_outputs, outputs), reference, exact=False)
+    )
+    for engine in ("litert-builtin", "tflm"):
+        try:
+            found.append(compare(engine, "litert", run(engine), reference, exact=False))
+        except ToolchainError:
+            if engine != "tflm":  # the one engine that a host can do without
+                raise
+    return tuple(found), reference
+
+
+def _golden(
+    specs: Sequence[IoSpec], arrays: Sequence[npt.NDArray[Any]]
+) -> dict[str, npt.NDArray[Any]]:
+    return {spec.name: a[:N_GOLDEN] for spec, a in zip(specs, arrays, strict=True)}
+
+
+def golden_samples(exported: Exported) -> dict[str, npt.NDArray[Any]]:
+    """Return the arrays of `golden.npz`: `input/NAME` and `output/NAME`, raw, (n, ...) each."""
+    arrays = {f"input/{name}": a for name, a in exported.golden_inputs.items()}
+    arrays |= {f"output/{name}": a for name, a in exported.golden_outputs.items()}
+    return arrays

@@ -1,0 +1,85 @@
+"""Which operators the int8 specification covers, and how each is annotated.
+
+Source: the TFLite 8-bit quantization specification (int8 activations per tensor and affine, int8
+weights per channel and symmetric, int32 bias) and the constraints it lists for each operator.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import torch
+
+aten = torch.ops.aten
+
+Kind = Literal["weighted", "activation", "same", "join", "own", "lookup"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """How an operator's float inputs and output get their scales.
+
+    - `weighted`: int8 activations times per-channel int8 weights (axis `weight_axis`), own output scale.
+    - `activation`: fused into the producer where it can be, else like `same`.
+    - `same`: the output has its input's scale.
+    - `join`: all inputs and the output have one scale.
+    - `own`: the output has a scale of its own, every float input too.
+    - `lookup`: like `own`, but with the scale and zero point that the specification fixes.
+    """
+
+    kind: Kind
+    weight_axis: int = 0
+    scale: float = 0.0
+    zero_point: int = 0
+
+
+_SAME: Final = Rule(kind="same")
+_OWN: Final = Rule(kind="own")
+_JOIN: Final = Rule(kind="join")
+_ACTIVATION: Final = Rule(kind="activation")
+
+RULES: Final[dict[Any, Rule]] = {
+    aten.conv2d.default: Rule(kind="weighted"),
+    aten.linear.default: Rule(kind="weighted"),
+    aten.conv_transpose2d.input: Rule(kind="weighted", weight_axis=1),
+    aten.relu.default: _ACTIVATION,
+    aten.relu6.default: _ACTIVATION,
+    aten.add.Tensor: _OWN,
+    aten.sub.Tensor: _OWN,
+    aten.mul.Tensor: _OWN,
+    aten.matmul.default: _OWN,
+    aten.bmm.default: _OWN,
+    aten.rsqrt.default: _OWN,
+    aten.mean.dim: _OWN,
+    aten.sum.dim_IntList: _OWN,
+    aten.adaptive_avg_pool2d.default: _SAME,
+    aten.avg_pool2d.default: _SAME,
+    aten.max_pool2d.default: _SAME,
+    aten.upsample_nearest2d.vec: _SAME,
+    aten.upsample_bilinear2d.vec: _SAME,
+    aten.maximum.default: _JOIN,
+    aten.minimum.default: _JOIN,
+    aten.cat.default: _JOIN,
+    aten.stack.default: _JOIN,
+    aten.reshape.default: _SAME,
+    aten.embedding.default: Rule(kind="same"),
+    aten.permute.default: _SAME,
+    aten.transpose.int: _SAME,
+    aten.t.default: _SAME,
+    aten.slice.Tensor: _SAME,
+    aten.narrow.default: _SAME,
+    aten.expand.default: _SAME,
+    aten.constant_pad_nd.default: _SAME,
+    aten.hardswish.default: _OWN,
+    aten.gelu.default: _OWN,
+    aten.leaky_relu.default: _OWN,
+    aten.softmax.int: Rule(kind="lookup", scale=1 / 256, zero_point=-128),
+    aten._softmax.default: Rule(kind="lookup", scale=1 / 256, zero_point=-128),
+    aten.log_softmax.int: Rule(kind="lookup", scale=16 / 256, zero_point=127),
+    aten.sigmoid.default: Rule(kind="lookup", scale=1 / 256, zero_point=-128),
+    aten.tanh.default: Rule(kind="lookup", scale=1 / 128, zero_point=0),
+}
+
+# What to write instead of operators that have no int8 form in the files that leave here.
+REMEDIES: Final[dict[str, str]] = {}
