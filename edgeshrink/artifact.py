@@ -106,7 +106,7 @@ def file_entry(data: bytes) -> FileEntry:
 
 
 def read_artifact(folder: Path) -> Artifact:
-    """Read the artifact in `folder` and check every file's digest; ConfigError names what is wrong."""
+    """Read the artifact in `folder`, check every digest; ConfigError names what is wrong."""
     manifest = folder / MANIFEST
     try:
         content = json.loads(manifest.read_text("utf-8"))
@@ -142,9 +142,13 @@ def read_artifact(folder: Path) -> Artifact:
         try:
             data = artifact.path(name).read_bytes()
         except OSError as err:
-            raise ConfigError(str(artifact.path(name)), f"can't be read ({err})", "build it again") from err
+            raise ConfigError(
+                str(artifact.path(name)), f"can't be read ({err})", "build it again"
+            ) from err
         if file_entry(data) != entry:
             raise ConfigError(
-                str(artifact.path(name)), "differs from its digest in artifact.json", "build it again"
+                str(artifact.path(name)),
+                "differs from its digest in artifact.json",
+                "build it again",
             )
     return artifact

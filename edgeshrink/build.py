@@ -28,7 +28,7 @@ from edgeshrink.artifact import (
 )
 from edgeshrink.budget import Budget
 from edgeshrink.emulation import emulate
-from edgeshrink.errors import BudgetError, EdgeshrinkError, ModelError
+from edgeshrink.errors import BudgetError, EdgeshrinkError
 from edgeshrink.exporting import Agreement, Exported, export, golden_samples
 from edgeshrink.exporting.gates import compare, is_exact
 from edgeshrink.predict import (
@@ -41,12 +41,12 @@ from edgeshrink.predict import (
     to_file_layout,
 )
 from edgeshrink.profile import Profile
-from edgeshrink.recipe import Quantize, Recipe
+from edgeshrink.recipe import Recipe
 from edgeshrink.runtimes import open_model
+from edgeshrink.scoring import score
 from edgeshrink.target import Target
 from edgeshrink.task import Predict, Task
-from edgeshrink.task_loader import score
-from edgeshrink.training import fit, float_predict
+from edgeshrink.training import float_predict, train
 
 Progress = Callable[[str, float, str], None]  # stage, share done in [0, 1], detail
 
@@ -103,7 +103,7 @@ def build(
     check_writable(out)
     if task.training is not None:
         with stage("training") as report:
-            fit(task, seed=seed, progress=report)
+            train(task, seed=seed, progress=report)
     scores: dict[str, float] = {}
     if task.evaluate is not None and "test" in task.data:
         with stage("scoring float"):
@@ -226,9 +226,7 @@ def _settle_ties(
         np.ascontiguousarray(from_file_layout(dequantize_array(a[rows], spec), spec))
         for a, spec in zip(stored, exported.inputs, strict=True)
     ]
-    for position, (values, spec) in enumerate(
-        zip(pte.run(*real), exported.outputs, strict=True)
-    ):
+    for position, (values, spec) in enumerate(zip(pte.run(*real), exported.outputs, strict=True)):
         got[position][rows] = quantize_array(to_file_layout(values, spec), spec)
 
 

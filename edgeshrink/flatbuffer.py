@@ -18,8 +18,9 @@ SCALARS: Final = {
     "bool": "?", "i8": "b", "u8": "B", "i16": "h", "u16": "H", "i32": "i", "u32": "I",
     "i64": "q", "u64": "Q", "f32": "f", "f64": "d",
 }  # fmt: skip
-SHARING_LIMIT: Final = 8  # how often the bytes of a file may be referred to, on average
-SHARING_ALLOWANCE: Final = 1 << 16  # bytes that may be referred to over and above that
+SHARING_LIMIT: Final = 8  # how often tables and bytes may be referred to, on average
+SHARED_TABLES: Final = 1 << 10  # tables that may be, over and above that
+SHARED_BYTES: Final = 1 << 16  # bytes, likewise
 
 _SOFFSET = struct.Struct("<i").unpack_from
 _UOFFSET = struct.Struct("<I").unpack_from
@@ -147,10 +148,10 @@ def read_flatbuffer(data: bytes, schema: Schema, root: str, identifier: bytes) -
 class _Reader:
     def __init__(self, data: bytes, schema: Schema) -> None:
         self.data, self.size, self.schema = data, len(data), schema
-        # Tables and vectors may be shared, which lets a small file describe a huge tree. A table
-        # and the offset that leads to it take 8 bytes, so an honest file can't hold more than:
-        self.tables_left = self.size // 8
-        self.bytes_left = SHARING_LIMIT * self.size + SHARING_ALLOWANCE
+        # Tables and vectors may be shared, which lets a small file describe a huge tree.
+        self.seen: set[int] = set()  # where the tables are
+        self.n_repeats = 0
+        self.bytes_left = SHARING_LIMIT * self.size + SHARED_BYTES
 
     def follow(self, position: int) -> int:
         """Return where the offset stored at `position` (which is in range) leads."""
@@ -160,14 +161,16 @@ class _Reader:
         return position + offset
 
     def table(self, position: int, name: str) -> dict[str, Any]:
-        self.tables_left -= 1
-        if self.tables_left < 0:
-            raise FlatbufferError("refers to the same tables over and over")
+        if position in self.seen:
+            self.n_repeats += 1
+            if self.n_repeats > SHARING_LIMIT * len(self.seen) + SHARED_TABLES:
+                raise FlatbufferError("refers to the same tables over and over")
+        self.seen.add(position)
         vtable = position - _SOFFSET(self.data, position)[0]
         if not 0 <= vtable <= self.size - 4:
             raise FlatbufferError(f"has its field list at byte {vtable} of {self.size}")
         list_bytes, table_bytes = _VTABLE_HEAD(self.data, vtable)
-        if list_bytes < 4 or list_bytes % 2 or vtable + list_bytes > self.size:
+        if list_bytes < 4 or vtable + list_bytes > self.size:
             raise FlatbufferError(f"has a field list of {list_bytes} bytes at byte {vtable}")
         if table_bytes < 4 or position + table_bytes > self.size:
             raise FlatbufferError(f"is a table of {table_bytes} bytes at byte {position}")

@@ -26,7 +26,9 @@ class Tensor:
     index: int
     name: str
     shape: tuple[int, ...]
-    dtype: str  # numpy's name ("int8", "float32", "int64", "bool"), or "int4", "string", "resource"…
+    dtype: (
+        str  # numpy's name ("int8", "float32", "int64", "bool"), or "int4", "string", "resource"…
+    )
     quantization: Quantization | None = None
     data: npt.NDArray[Any] | None = field(default=None, repr=False)
     is_variable: bool = False

@@ -17,11 +17,13 @@ Array = npt.NDArray[Any]
 class Runs(Protocol):
     """What is needed of a runner: arrays (n, ...) in, arrays (n, ...) out."""
 
-    def run(self, *arrays: Array) -> tuple[Array, ...]: ...
+    def run(self, *arrays: Array) -> tuple[Array, ...]:
+        """Return raw outputs (n, ...) for raw inputs (n, ...)."""
+        ...
 
 
 def quantize_array(values: Array, spec: IoSpec) -> Array:
-    """Return `values` in the file's dtype, rounded half to even and clamped where it is quantized."""
+    """Return `values` in the file's dtype; quantized ones rounded half to even and clamped."""
     if spec.scale is None or spec.zero_point is None:
         return values.astype(spec.dtype, copy=False)
     limits = np.iinfo(spec.dtype)

@@ -8,7 +8,7 @@ from edgeshrink.errors import EdgeshrinkError
 
 
 def resource_dir(name: str) -> Path:
-    """Return the folder `name` (`targets`, `kernels`) of the package, wheel first, then checkout."""
+    """Return the folder `name` (`targets`, `kernels`): the wheel's, else the checkout's."""
     package = Path(__file__).parent
     for candidate in (package / "_data" / name, package.parent / name):
         if candidate.is_dir():

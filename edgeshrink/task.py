@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeshrink.budget import Budget
+from edgeshrink.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -119,3 +120,37 @@ class Task:
     budget: Budget = field(default_factory=Budget)
     name: str = "model"
     folder: Path | None = None
+
+
+def find_data(
+    name: str | Sequence[str], data: Path | None, *, what: str, where_from: str
+) -> Path:
+    """Return the path of a data set in the folder that the user named.
+
+    Args:
+        name: File or folder to look for, relative to `data`; of several, the first that exists.
+        data: The user's data folder (`--data`, `EDGESHRINK_DATA`), or the thing itself; None when
+            no folder was named.
+        what: What it is, for the message: "the CIFAR-10 images".
+        where_from: Where to get it: an address, and what to do with the download.
+
+    Raises:
+        ConfigError: It is not there. The message says what to get, from where, where to put it.
+    """
+    names = (name,) if isinstance(name, str) else tuple(name)
+    for each in names:
+        if data is not None and (data / each).exists():
+            return data / each
+        if data is not None and data.name == Path(each).name and data.exists():
+            return data
+    if data is None:
+        fault, put = "no data folder is given", "put it into a folder"
+    else:
+        fault = f"not found in {data}" if data.is_dir() else f"the data folder {data} does not exist"
+        put = "put it into that folder"
+    raise ConfigError(
+        what,
+        fault,
+        f"get {' or '.join(names)} from {where_from}, {put}, "
+        "and name the folder with --data DIR or the variable EDGESHRINK_DATA",
+    )

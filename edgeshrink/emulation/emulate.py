@@ -66,7 +66,9 @@ def emulate(
     figures: dict[str, Figure] = {}
     ops: tuple[OpCost, ...] = ()
     notes: list[str] = []
-    figures["flash_bytes"] = exact(len(data), "B", note="the model file; the runtime is the system's")
+    figures["flash_bytes"] = exact(
+        len(data), "B", note="the model file; the runtime is the system's"
+    )
     if graph is not None:
         figures["macs"] = exact(sum(op_work(graph, op).macs for op in graph.ops), "MAC")
     if target.kind == "microcontroller":

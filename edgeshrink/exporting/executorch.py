@@ -14,7 +14,7 @@ INSTALL = "python -m pip install 'edgeshrink[build]'"
 
 
 def lower_to_pte(graph_module: fx.GraphModule, example_inputs: Sequence[Tensor]) -> bytes:
-    """Return the bytes of a `.pte` for `graph_module` (weights folded), inputs and outputs in float.
+    """Return the bytes of a `.pte` for `graph_module`, with floats at both ends.
 
     Args:
         graph_module: The folded quantized graph, or a canonical float graph.

@@ -1,4 +1,4 @@
-"""What an exported file must pass before it may leave: allowed operators, and agreement of all engines."""
+"""What an exported file must pass: allowed operators, and agreement of all engines."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""What is left to do on a freshly converted `.tflite`: int8 at both ends, no needless transposes, names.
+"""What is left to do on a fresh `.tflite`: int8 at both ends, no needless transposes, names.
 
-Works on the object form of the schema that ai-edge-litert ships; constants stay inside the flatbuffer.
+Works on the object form of the schema that ai-edge-litert ships; constants stay inside the
+flatbuffer.
 """
 
 from __future__ import annotations
@@ -172,32 +173,56 @@ def _int8_ends(editor: Editor) -> None:
 
 
 def _transposes_around_pad(editor: Editor) -> None:
-    """Write TRANSPOSE, PAD, TRANSPOSE back as one PAD with its amounts permuted."""
+    """Write TRANSPOSE, PAD, TRANSPOSE back as one PAD with its amounts permuted.
+
+    A transpose that only moves axes of size 1 appears as RESHAPE.
+    """
     graph = editor.graph
     for last in list(graph.operators):
-        if editor.kind(last) != "TRANSPOSE":
-            continue
         pad = editor.producer(int(last.inputs[0]))
         if pad is None or editor.kind(pad) not in ("PAD", "PADV2"):
             continue
         first = editor.producer(int(pad.inputs[0]))
-        if first is None or editor.kind(first) != "TRANSPOSE":
-            continue
-        there = editor.constant(int(first.inputs[1]), np.int32)
-        back = editor.constant(int(last.inputs[1]), np.int32)
         amounts = editor.constant(int(pad.inputs[1]), np.int32)
-        if there is None or back is None or amounts is None:
+        if first is None or amounts is None:
             continue
-        if list(there[back]) != list(range(len(back))):
+        there, back = _permutation(editor, first), _permutation(editor, last)
+        if there is None or back is None or len(there) != len(back):
+            continue
+        if editor.kind(last) == "RESHAPE":  # which axis of size 1 went where is free: undo `there`
+            back = [there.index(axis) for axis in range(len(there))]
+        if [there[axis] for axis in back] != list(range(len(back))):
+            continue
+        permuted = amounts[back]
+        padded = np.asarray(editor.graph.tensors[first.inputs[0]].shape) + permuted.sum(axis=1)
+        if list(padded) != list(editor.graph.tensors[last.outputs[0]].shape):
             continue
         if len(editor.consumers(int(pad.outputs[0]))) != 1 or int(pad.outputs[0]) in graph.outputs:
             continue
-        permuted = editor.add_constant(amounts[back], INT32)
-        pad.inputs = [first.inputs[0], permuted, *list(pad.inputs)[2:]]
+        constant = editor.add_constant(permuted, INT32)
+        pad.inputs = [first.inputs[0], constant, *list(pad.inputs)[2:]]
         pad.outputs = [last.outputs[0]]
         graph.operators.remove(last)
         if not editor.consumers(int(first.outputs[0])):
             graph.operators.remove(first)
+
+
+def _permutation(editor: Editor, op: Any) -> list[int] | None:
+    """Return p with output axis i = input axis p[i], for a TRANSPOSE or a RESHAPE that is one."""
+    if editor.kind(op) == "TRANSPOSE":
+        constant = editor.constant(int(op.inputs[1]), np.int32)
+        return None if constant is None else [int(axis) for axis in constant]
+    if editor.kind(op) != "RESHAPE":
+        return None
+    source = [int(size) for size in editor.graph.tensors[op.inputs[0]].shape]
+    result = [int(size) for size in editor.graph.tensors[op.outputs[0]].shape]
+    if len(source) != len(result):
+        return None
+    ones = [axis for axis, size in enumerate(source) if size == 1]
+    others = [axis for axis, size in enumerate(source) if size != 1]
+    if [source[axis] for axis in others] != [size for size in result if size != 1]:
+        return None
+    return [ones.pop(0) if size == 1 else others.pop(0) for size in result]
 
 
 def _int8_transpose_conv(editor: Editor) -> None:
@@ -257,7 +282,7 @@ def _name(
     output_names: tuple[str, ...],
     layers: Mapping[tuple[float, int], str],
 ) -> None:
-    """Name inputs and outputs as the model does, layer outputs by their layer; constants not at all."""
+    """Name inputs and outputs as the model does, other results by their layer, no constants."""
     graph = editor.graph
     signature = editor.model.signatureDefs[0]
     ends: dict[int, str] = {}
@@ -300,7 +325,7 @@ def finish(
     layers: Mapping[tuple[float, int], str],
     quantized: bool,
 ) -> bytes:
-    """Return the converted model with `PASSES` applied, named, and free of what nothing refers to."""
+    """Return the model with `PASSES` applied, named, and free of what nothing refers to."""
     editor = Editor(data)
     for apply in (*INT8_PASSES, *PASSES) if quantized else PASSES:
         apply(editor)

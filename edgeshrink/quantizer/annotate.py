@@ -74,7 +74,7 @@ def refuse_unsupported(graph_module: fx.GraphModule) -> None:
 
 
 def scalars_to_constants(graph_module: fx.GraphModule) -> None:
-    """Make the number in `x + 1.0` a constant of one element and x's rank, which can be quantized."""
+    """Make the number in `x + 1.0` a constant of one element and of x's rank."""
     for node in list(graph_module.graph.nodes):
         if node.target not in (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor):
             continue
@@ -125,9 +125,7 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]
                 node.meta[KEY] = QuantizationAnnotation(
                     output_qspec=self.activation, _annotated=True
                 )
-            elif (
-                node.op == "call_function" and KEY not in node.meta and is_float(node.meta["val"])
-            ):
+            elif node.op == "call_function" and KEY not in node.meta and is_float(node.meta["val"]):
                 self._annotate(node, RULES[node.target])
         return model
 

@@ -1,4 +1,4 @@
-"""A traced float model in one canonical form: functional, folded, with one spelling per operation."""
+"""A traced float model in canonical form: functional, folded, one spelling per operation."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ VIEWS: Final = {
 
 
 def layer_of(node: fx.Node) -> str:
-    """Return the path of the user's module that `node` came from (`features.3.conv`), or its name."""
+    """Return the path of the user's module that made `node` (`features.3.conv`), or its name."""
     stack = node.meta.get("nn_module_stack") or {}
     paths = [value[0] for value in stack.values() if value[0]]
     return str(paths[-1]) if paths else node.name
 
 
 def trace(model: torch.nn.Module, example_inputs: tuple[Tensor, ...]) -> ExportedProgram:
-    """Trace `model` in eval mode; ModelError if it can't be."""
+    """Trace `model` in eval mode; ModelError if that fails."""
     name = type(model).__name__
     try:
         return torch.export.export(model.eval(), example_inputs)
@@ -112,8 +112,10 @@ def constant_of(graph_module: fx.GraphModule, node: Any) -> Tensor | None:
     return owner.detach() if isinstance(owner, Tensor) else None
 
 
-def add_constant(graph_module: fx.GraphModule, before: fx.Node, name: str, value: Tensor) -> fx.Node:
-    """Register `value` under a free name and return its `get_attr` node, put in front of `before`."""
+def add_constant(
+    graph_module: fx.GraphModule, before: fx.Node, name: str, value: Tensor
+) -> fx.Node:
+    """Register `value` under a free name; return its `get_attr` node, put before `before`."""
     base = name.replace(".", "_")
     free, count = base, 0
     while hasattr(graph_module, free):
@@ -138,7 +140,10 @@ def _remove_identities(graph_module: fx.GraphModule) -> None:
         same_type = node.target == aten._to_copy.default and (
             node.meta["val"].dtype == node.args[0].meta["val"].dtype
         )
-        if node.target in IDENTITIES or same_type:
+        no_growth = node.target == aten.expand.default and (
+            node.meta["val"].shape == node.args[0].meta["val"].shape
+        )
+        if node.target in IDENTITIES or same_type or no_growth:
             _replace(node, node.args[0])
 
 
@@ -229,7 +234,9 @@ def _fold_into_producer(
     folded = (weight.double() * scale.reshape(shape)).to(weight.dtype)
     offset = shift if bias is None else bias.double() * scale + shift
     new_weight = add_constant(graph_module, producer, f"{producer.name}_weight", folded)
-    new_bias = add_constant(graph_module, producer, f"{producer.name}_bias", offset.to(weight.dtype))
+    new_bias = add_constant(
+        graph_module, producer, f"{producer.name}_bias", offset.to(weight.dtype)
+    )
     rest = producer.args[3:]
     producer.args = (producer.args[0], new_weight, new_bias, *rest)
     return True
@@ -238,7 +245,7 @@ def _fold_into_producer(
 def _affine(
     graph_module: fx.GraphModule, before: fx.Node, x: fx.Node, scale: Tensor, shift: Tensor
 ) -> fx.Node:
-    """Return `x * scale + shift` per channel: a 1x1 depthwise convolution on maps, else mul and add."""
+    """Return `x * scale + shift` per channel: a 1x1 depthwise convolution, or mul and add."""
     dims = x.meta["val"].dim()
     dtype = x.meta["val"].dtype
     graph, channels = graph_module.graph, scale.numel()
@@ -259,7 +266,7 @@ def _affine(
 
 
 def _cancel_views(graph_module: fx.GraphModule) -> None:
-    """Drop reshapes that change nothing, alone or in a row (the squeeze and unsqueeze of 1-D layers)."""
+    """Drop reshapes that change nothing, alone or in a row (as 1-D layers leave them)."""
     for node in list(graph_module.graph.nodes):
         if node.target not in VIEWS:
             continue

@@ -289,23 +289,88 @@ def _conv_transpose2d(
     return y
 
 
-def _hardtanh(x: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Any:
-    return F.relu6(x) if (min_val, max_val) == (0, 6) else NotImplemented
+def _hardtanh(x: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
+    return _clamp(x, min_val, max_val)
 
 
-def _clamp(x: Tensor, min: float | None = None, max: float | None = None) -> Any:  # noqa: A002
-    if min == 0 and max is None:
+def _clamp(x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
+    if (low, high) == (0, None):
         return F.relu(x)
-    return F.relu6(x) if (min, max) == (0, 6) else NotImplemented
+    if (low, high) == (0, 6):
+        return F.relu6(x)
+    if low is not None:
+        x = torch.maximum(x, torch.full([1] * x.dim(), float(low), dtype=x.dtype))
+    if high is not None:
+        x = torch.minimum(x, torch.full([1] * x.dim(), float(high), dtype=x.dtype))
+    return x
 
 
-def _clamp_min(x: Tensor, min: float) -> Any:  # noqa: A002
-    return F.relu(x) if min == 0 else NotImplemented
+def _clamp_max(x: Tensor, high: float) -> Tensor:
+    return _clamp(x, None, high)
+
+
+def _neg(x: Tensor) -> Tensor:
+    return x * -1.0
+
+
+def _div(x: Tensor, divisor: Any) -> Any:
+    return x * (1.0 / divisor) if isinstance(divisor, (int, float)) else NotImplemented
+
+
+def _pow(x: Tensor, exponent: float) -> Any:
+    return x * x if exponent == 2 else NotImplemented
+
+
+def _rms_norm(
+    x: Tensor, normalized_shape: list[int], weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    dims = list(range(-len(normalized_shape), 0))
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    y = x * torch.rsqrt((x * x).mean(dims, keepdim=True) + eps)
+    return y if weight is None else y * weight
+
+
+def _instance_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Any:
+    return _group_norm(x, x.shape[1], weight, bias, eps) if use_input_stats else NotImplemented
+
+
+def _repeat(x: Tensor, repeats: list[int]) -> Tensor:
+    x = x.reshape([1] * (len(repeats) - x.dim()) + list(x.shape))
+    for axis, count in enumerate(repeats):
+        if count > 1:
+            x = torch.cat([x] * count, axis)
+    return x
+
+
+def _flip(x: Tensor, dims: list[int]) -> Tensor:
+    for dim in dims:
+        x = torch.cat(_slices(x, [1] * x.shape[dim], dim)[::-1], dim)
+    return x
+
+
+def _narrow(x: Tensor, dim: int, start: int, length: int) -> Tensor:
+    return aten.slice.Tensor(x, dim, start, start + length)
+
+
+def _stack(tensors: list[Tensor], dim: int = 0) -> Tensor:
+    return torch.cat([t.unsqueeze(dim) for t in tensors], dim)
 
 
 def decomposition_table() -> dict[Any, Callable[..., Any]]:
     """Return ATen operator -> function, for `ExportedProgram.run_decompositions`."""
-    table: dict[Any, Callable[..., Any]] = dict(get_decompositions([aten.lstm.input, aten.gru.input]))
+    table: dict[Any, Callable[..., Any]] = dict(
+        get_decompositions([aten.lstm.input, aten.gru.input])
+    )
     table |= OURS
     return table
 
@@ -337,5 +402,17 @@ OURS: Final[dict[Any, Callable[..., Any]]] = {
     aten.avg_pool2d.default: _avg_pool2d,
     aten.hardtanh.default: _hardtanh,
     aten.clamp.default: _clamp,
-    aten.clamp_min.default: _clamp_min,
+    aten.clamp_min.default: _clamp,
+    aten.clamp_max.default: _clamp_max,
+    aten.neg.default: _neg,
+    aten.div.Tensor: _div,
+    aten.div.Scalar: _div,
+    aten.pow.Tensor_Scalar: _pow,
+    aten.square.default: lambda x: x * x,
+    aten.rms_norm.default: _rms_norm,
+    aten.instance_norm.default: _instance_norm,
+    aten.repeat.default: _repeat,
+    aten.flip.default: _flip,
+    aten.narrow.default: _narrow,
+    aten.stack.default: _stack,
 }

@@ -20,7 +20,8 @@ Kind = Literal["weighted", "activation", "same", "join", "own", "lookup"]
 class Rule:
     """How an operator's float inputs and output get their scales.
 
-    - `weighted`: int8 activations times per-channel int8 weights (axis `weight_axis`), own output scale.
+    - `weighted`: int8 activations times per-channel int8 weights (axis `weight_axis`); the output
+      has a scale of its own.
     - `activation`: fused into the producer where it can be, else like `same`.
     - `same`: the output has its input's scale.
     - `join`: all inputs and the output have one scale.
@@ -61,15 +62,14 @@ RULES: Final[dict[Any, Rule]] = {
     aten.maximum.default: _JOIN,
     aten.minimum.default: _JOIN,
     aten.cat.default: _JOIN,
-    aten.stack.default: _JOIN,
     aten.reshape.default: _SAME,
-    aten.embedding.default: Rule(kind="same"),
     aten.permute.default: _SAME,
     aten.transpose.int: _SAME,
     aten.t.default: _SAME,
     aten.slice.Tensor: _SAME,
-    aten.narrow.default: _SAME,
     aten.expand.default: _SAME,
+    aten.amax.default: _SAME,
+    aten.abs.default: _OWN,
     aten.constant_pad_nd.default: _SAME,
     aten.hardswish.default: _OWN,
     aten.gelu.default: _OWN,
@@ -82,4 +82,24 @@ RULES: Final[dict[Any, Rule]] = {
 }
 
 # What to write instead of operators that have no int8 form in the files that leave here.
-REMEDIES: Final[dict[str, str]] = {}
+REMEDIES: Final[dict[str, str]] = {
+    "elu": "use hardswish, leaky_relu or relu",
+    "selu": "use hardswish, leaky_relu or relu",
+    "celu": "use hardswish, leaky_relu or relu",
+    "softplus": "use relu",
+    "mish": "use hardswish or silu",
+    "exp": "let softmax, sigmoid or the application compute the exponential",
+    "log": "use log_softmax, or take the logarithm outside of the model",
+    "sqrt": "take the root outside of the model; norms are supported as layers",
+    "div": "multiply by the reciprocal where the divisor is a constant",
+    "embedding": "look the rows up outside of the model and give it the vectors",
+    "einsum": "write it with matmul, permute and reshape",
+    "scaled_dot_product_attention": "leave the mask out, or add it to the scores by hand",
+    "conv_transpose2d": "keep output_padding at or below padding",
+    "sin": "compute it outside of the model or make it a constant",
+    "cos": "compute it outside of the model or make it a constant",
+    "cumsum": "compute it outside of the model",
+    "topk": "sort outside of the model",
+    "conv3d": "use 2-D convolutions; int8 runtimes have no 3-D ones",
+    "where": "blend with a multiplication, or branch outside of the model",
+}

@@ -1,4 +1,4 @@
-"""Post-training quantization: observe on calibration data, then one graph in the two forms that lowerings take."""
+"""Post-training quantization: one graph, in the two forms that the lowerings take."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import IO, Any, Final, Literal, Self
 
@@ -39,6 +40,7 @@ OLD_RUNTIME_EXTRA: Final = (
 )
 CHUNK_BYTES: Final = 1 << 25  # inputs and outputs of one message
 WARMUPS: Final = 3
+STATIC_SHAPES: Final = "export the model with static shapes"
 MODEL_TAG: Final = "edgeshrink-model"  # what the file is called in the worker's memory map
 
 
@@ -67,9 +69,9 @@ ENGINES: Final[Mapping[str, Engine]] = {
 class HostMemory:
     """What a model takes in a runtime's process on this host, in bytes.
 
-    `heap_bytes` repeats to within a few hundred bytes; figures of resident pages
-    (`model_resident_bytes`, `peak_bytes`, `runtime_bytes`, `import_bytes`) depend on what the
-    kernel maps around a touched page and repeat to within a few percent or 0.3 MiB.
+    `heap_bytes` is exact and repeats to within 3 KiB: weights that XNNPACK has packed, tensor
+    arenas and the runtime's own structures are all in it. The other figures count resident pages,
+    which depend on what the kernel maps around a touched page: they repeat to within 0.3 MiB.
     """
 
     model_file_bytes: int  # the whole file, as shipped
@@ -298,7 +300,7 @@ class _Worker:
 
     def __init__(self, model: _Model, engine: str, python: str, timeout_s: float) -> None:
         self.engine, self.name, self.timeout_s = ENGINES[engine], model.name, timeout_s
-        self.stage = "while it was starting"
+        self.stage, self.is_imported = "while starting", False
         ours, theirs = socket.socketpair()
         self.socket = ours
         self.chatter: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  closed by close()
@@ -325,9 +327,9 @@ class _Worker:
 
     def open(self, request: dict[str, Any], arrays: Sequence[npt.NDArray[Any]]) -> dict[str, Any]:
         """Import the runtime, then load the model."""
-        self.stage = "while it was being imported"
+        self.stage = "while being imported"
         answer = self.ask(request | {"path": self.model_path}, arrays, None)
-        self.stage = "while loading the model"
+        self.stage, self.is_imported = "while loading the model", True
         answer = self.hear(None)
         self.stage = "while running the model"
         return answer
@@ -382,8 +384,7 @@ class _Worker:
         if announced != wanted:
             for spec, want, got in zip(specs, wanted, announced, strict=False):
                 if want != got:
-                    what = f"output {spec.name} is {got}, the file states {want}; shapes that "
-                    raise self.failure(what + "change are not supported")
+                    raise self.failure(f"gave {got} for {spec.name}, the file states {want}")
             raise self.failure(f"gave {len(announced)} outputs instead of {len(wanted)}")
         try:
             return [
@@ -427,23 +428,23 @@ class _Worker:
         """End the worker and return the error: of the tool until it is there, then of the model."""
         words = self.last_words()
         self.close()
-        what = f"{self.engine.title} {what}" + (f" ({words})" if words else "")
-        if "imported" in self.stage or "starting" in self.stage:
-            return ToolchainError("runtime", what, self.engine.install)
+        what += f" ({words})" if words else ""
+        if not self.is_imported:
+            return ToolchainError(self.engine.title, what, self.engine.install)
         fix = (
             "the file is damaged, or uses what this runtime lacks: export it again, or try another"
         )
-        return ModelError(self.name, what, fix)
+        return ModelError(self.name, f"{self.engine.title} {what}", fix)
 
     def last_words(self) -> str:
-        """Return the last line that the runtime printed and that is not mere information."""
+        """Return the last lines that the runtime printed and that are not mere information."""
         if self.chatter.closed:
             return ""
         size = os.fstat(self.chatter.fileno()).st_size
         tail = os.pread(self.chatter.fileno(), 4096, max(0, size - 4096))
         lines = [line.strip() for line in tail.decode(errors="replace").splitlines()]
         lines = [line for line in lines if line and not line.startswith(("INFO", "I0", "W0"))]
-        return lines[-1][:300] if lines else ""
+        return " | ".join(lines[-3:])[-500:]
 
     def close(self) -> None:
         """End the process and wait for it."""
@@ -547,12 +548,13 @@ def _example_inputs(specs: Sequence[IoSpec]) -> list[npt.NDArray[Any]]:
 
 def _check_specs(answer: dict[str, Any], model: _Model, title: str) -> None:
     """Refuse a model that the runtime understands otherwise than the reader."""
-    stated = [
-        [[spec.dtype, list(spec.shape)] for spec in side] for side in (model.inputs, model.outputs)
-    ]
-    if answer.get("specs") != stated:
-        what = f"{title} says its inputs and outputs are {answer.get('specs')}, the file {stated}"
-        raise ModelError(model.name, what, "export it with static shapes")
+    specs = [*model.inputs, *model.outputs]
+    stated = [[spec.dtype, list(spec.shape)] for spec in specs]
+    understood = [entry for side in answer["specs"] for entry in side]
+    for spec, want, got in zip_longest(specs, stated, understood):
+        if want != got:
+            place = f"{model.name}: {spec.name}" if spec else model.name
+            raise ModelError(place, f"the file states {want}, {title} says {got}", STATIC_SHAPES)
 
 
 def _python_of(engine: str, python: str | None) -> str:

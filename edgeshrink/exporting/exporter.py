@@ -32,6 +32,7 @@ from edgeshrink.predict import (
     quantize_array,
     to_file_layout,
 )
+from edgeshrink.program import ProgramModule
 from edgeshrink.quantizer import Quantized, canonical_program, quantize
 from edgeshrink.quantizer.canonical import layer_of
 from edgeshrink.recipe import Quantize
@@ -135,7 +136,8 @@ def export(task: Task, target: Target, step: Quantize, *, progress: Progress) ->
 
 
 def _source(model: nn.Module) -> nn.Module | ExportedProgram:
-    return getattr(model, "exported_program", model)
+    """Return the program that a `ProgramModule` stands for, or the module itself."""
+    return model.exported_program if isinstance(model, ProgramModule) else model
 
 
 def input_names(model: nn.Module, count: int) -> tuple[str, ...]:
@@ -173,7 +175,7 @@ def describe_outputs(
 
 
 def calibration_samples(task: Task, n_samples: int) -> list[Arrays]:
-    """Return up to `n_samples` single samples (batch of 1) of the calibration split, else of train."""
+    """Return up to `n_samples` samples (batch of 1) of the calibration split, else of train."""
     split = task.data.get("calibration", task.data.get("train"))
     if split is None:
         raise ModelError(
@@ -276,7 +278,7 @@ def _agree(
     inputs: tuple[IoSpec, ...],
     outputs: tuple[IoSpec, ...],
 ) -> tuple[tuple[Agreement, ...], list[npt.NDArray[Any]]]:
-    """Run every engine on the same stored inputs; return agreements with LiteRT-XNNPACK, and its outputs."""
+    """Run every engine; return how they agree with LiteRT on XNNPACK, and its outputs."""
 
     def run(engine: str) -> list[npt.NDArray[Any]]:
         with open_model(tflite, engine, name="model.tflite") as runner:
@@ -295,7 +297,9 @@ def _agree(
             torch.utils._pytree.tree_leaves(folded(*(torch.from_numpy(a[i : i + 1]) for a in real)))
             for i in range(len(real[0]))
         ]
-    torch_outputs = [np.concatenate([leaf.numpy() for leaf in col]) for col in zip(*rows, strict=True)]
+    torch_outputs = [
+        np.concatenate([leaf.numpy() for leaf in col]) for col in zip(*rows, strict=True)
+    ]
     found.append(
         compare("torch", "litert", stored_outputs(torch_outputs, outputs), reference, exact=False)
     )

@@ -1,0 +1,151 @@
+"""`edgeshrink build [TASK] --target NAME`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgeshrink.cli.output import print_json, progress, show_figure
+from edgeshrink.units import format_bytes
+
+if TYPE_CHECKING:
+    from edgeshrink.build import Built
+    from edgeshrink.task import Task
+
+
+@click.command("build")
+@click.argument("task_spec", metavar="[TASK]", default="")
+@click.option("--target", "target_name", required=True, help="Device name, or path of a .toml.")
+@click.option("--recipe", "recipe_path", type=click.Path(path_type=Path), help="Recipe file.")
+@click.option(
+    "--budget", "budget_text", default="", help="ram=64KiB,latency=20ms,flash=1MiB,drop=0.01"
+)
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Parameter of the task."
+)
+@click.option("--data", type=click.Path(path_type=Path), help="Folder with the task's data.")
+@click.option("--calibration", type=click.Path(path_type=Path), help="Samples (.npz) for a .pt2.")
+@click.option("--out", type=click.Path(path_type=Path), help="Default: build/<task>-<target>.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--threads", type=int, default=1, show_default=True, help="Threads on the device.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def command(
+    task_spec: str,
+    target_name: str,
+    recipe_path: Path | None,
+    budget_text: str,
+    settings: tuple[str, ...],
+    data: Path | None,
+    calibration: Path | None,
+    out: Path | None,
+    seed: int,
+    threads: int,
+    as_json: bool,
+) -> None:
+    """Compress a model until it fits a device, and prove it.
+
+    TASK is a folder with edgeshrink.toml, file.py:function, or an exported program (.pt2, with
+    --calibration); left out, the current folder.
+    """
+    from edgeshrink.budget import parse_budget
+    from edgeshrink.recipe import Recipe, read_recipe
+    from edgeshrink.target import load_target
+
+    # Nothing heavy is imported before the target and the options are known to be good.
+    target = load_target(target_name)
+    asked = parse_budget(budget_text)
+    recipe = Recipe() if recipe_path is None else read_recipe(recipe_path)
+
+    from edgeshrink.task_loader import load_task, parse_settings
+
+    with progress() as report:
+        report("loading", 0.0, task_spec)
+        task = load_task(
+            task_spec,
+            settings=parse_settings(settings),
+            data=calibration or data,
+            seed=seed,
+        )
+        from edgeshrink.build import build
+
+        report("loading", 1.0, "")
+        folder = out or Path("build") / f"{task.name}-{target.name}"
+        built = build(
+            task,
+            target,
+            recipe=recipe,
+            budget=asked.over(task.budget.over(target.budget)),
+            out=folder,
+            seed=seed,
+            threads=threads,
+            progress=report,
+        )
+    if as_json:
+        print_json(built_json(built, task))
+    else:
+        print_built(built, task, target.title)
+
+
+def built_json(built: Built, task: Task) -> dict[str, object]:
+    """Return what a build found as plain JSON values."""
+    return {
+        "artifact": str(built.artifact.folder),
+        "manifest": built.artifact.to_json(),
+        "metric": {"name": task.metric.name, "direction": task.metric.direction},
+        "scores": dict(built.scores),
+        "drop": built.drop,
+        "agreements": [vars(a) for a in built.agreements],
+        "profile": built.profile.to_json(),
+        "budget": {
+            "met": not built.overruns,
+            "limits": {k: v for k, v in vars(built.budget).items() if v is not None},
+        },
+        "seconds": {k: round(v, 2) for k, v in built.seconds.items()},
+    }
+
+
+def print_built(built: Built, task: Task, title: str) -> None:
+    """Print the table of a build."""
+    artifact, profile, metric = built.artifact, built.profile, task.metric
+    print(f"{artifact.name} on {title}: {artifact.folder}")
+    print()
+    print(f"  {'':<14} {metric.name:>12}  bytes")
+    if "float" in built.scores:
+        print(f"  {'float model':<14} {built.scores['float']:>12.4f}")
+    for key, file in (("tflite", "model.tflite"), ("pte", "model.pte")):
+        if file in artifact.files:
+            value = f"{built.scores[key]:.4f}" if key in built.scores else "-"
+            size = artifact.files[file].n_bytes
+            print(f"  {file:<14} {value:>12}  {size:,} ({format_bytes(size)})")
+    print()
+    limits = {
+        "flash_bytes": built.budget.flash_bytes,
+        "ram_bytes": built.budget.ram_bytes,
+        "latency_ms": built.budget.latency_ms,
+    }
+    for name, label in (("flash_bytes", "flash"), ("ram_bytes", "RAM"), ("latency_ms", "latency"),
+                        ("macs", "MACs")):  # fmt: skip
+        if name not in profile.figures:
+            continue
+        figure, limit = profile.figures[name], limits.get(name)
+        verdict = ""
+        if limit is not None:
+            shown = format_bytes(limit) if figure.unit == "B" else f"{limit:g} ms"
+            verdict = f"  limit {shown}: {'met' if figure.high <= limit else 'NOT MET'}"
+        print(f"  {label:<14} {show_figure(figure)}{verdict}")
+        if figure.note:
+            print(f"  {'':<14} {figure.note}")
+    if built.drop is not None:
+        limit_drop = built.budget.accuracy_drop
+        verdict = "" if limit_drop is None else f"  limit {limit_drop:g}: met"
+        print(f"  {'drop':<14} {built.drop:.4f} (measured, test split){verdict}")
+    print()
+    for a in built.agreements:
+        print(f"  {a.engine} and {a.reference}: largest difference {a.largest:.3g} {a.unit}, "
+              f"{100 * a.differing:.2f} % of {a.n_values:,} values differ")  # fmt: skip
+    for note in profile.notes:
+        print(f"  note: {note}")
+    times = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in built.seconds.items())
+    print(f"\n  budget met; {times}")

@@ -1,0 +1,98 @@
+"""The commands, and the one place where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any, Final, NoReturn
+
+import click
+
+from edgeshrink import __version__
+from edgeshrink.errors import EdgeshrinkError
+
+INTERRUPTED: Final = 130
+
+# Command -> module with a click command of the name `command`. Loaded when it is called for.
+COMMANDS: Final = {
+    "targets": "edgeshrink.cli.targets",
+    "init": "edgeshrink.cli.init",
+    "build": "edgeshrink.cli.build",
+    "profile": "edgeshrink.cli.profile",
+}
+SUMMARIES: Final = {
+    "targets": "List the devices, or all facts of one with their sources.",
+    "init": "Write a working task to start from.",
+    "build": "Compress a model until it fits a device, and prove it.",
+    "profile": "Say what a model file costs on a device.",
+}
+
+
+class _Group(click.Group):
+    """Lists every command without importing any."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        from importlib import import_module
+
+        command: click.Command = import_module(COMMANDS[cmd_name]).command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            from edgeshrink.strict_toml import nearest
+
+            raise click.UsageError(
+                f"No such command {args[0]!r}; {nearest(args[0], COMMANDS)}", ctx
+            )
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(SUMMARIES.items()))
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="edgeshrink")
+@click.option("--traceback", "show_traceback", is_flag=True, help="Show where an error came from.")
+@click.pass_context
+def cli(ctx: click.Context, show_traceback: bool) -> None:
+    """Get neural networks onto small devices: compress, lower, verify, profile and ship."""
+    ctx.obj = {"traceback": show_traceback}
+
+
+def _fail(message: str, code: int, err: BaseException, show_traceback: bool) -> NoReturn:
+    if show_traceback:
+        traceback.print_exception(err)
+    print(message, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    raise SystemExit(code)
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run one command; never returns. Exit codes are those of `edgeshrink.errors`."""
+    arguments: list[Any] = list(sys.argv[1:] if argv is None else argv)
+    show_traceback = "--traceback" in arguments
+    arguments = [a for a in arguments if a != "--traceback"]
+    try:
+        cli.main(args=arguments, prog_name="edgeshrink", standalone_mode=False)
+    except click.exceptions.Exit as err:
+        raise SystemExit(err.exit_code) from None
+    except click.ClickException as err:
+        _fail(f"error: {err.format_message()}", err.exit_code, err, show_traceback)
+    except (KeyboardInterrupt, click.exceptions.Abort) as err:
+        _fail("interrupted; the last good artifact is intact", INTERRUPTED, err, show_traceback)
+    except EdgeshrinkError as err:
+        _fail(f"error: {err}", err.exit_code, err, show_traceback)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader of our output has left
+    raise SystemExit(0)

@@ -1,0 +1,72 @@
+"""What all commands print with: tables on stdout, progress on stderr, JSON alone if asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from edgeshrink.profile import Figure
+from edgeshrink.units import format_bytes, format_ms
+
+Report = Callable[[str, float, str], None]
+
+
+def print_json(content: object) -> None:
+    """Print one JSON document."""
+    print(json.dumps(content, indent=1, allow_nan=False))
+
+
+@contextmanager
+def progress(*, shown: bool = True) -> Iterator[Report]:
+    """Yield a callback (stage, share done, detail) that draws a bar if stderr is a terminal."""
+    if not shown or not sys.stderr.isatty():
+        yield lambda stage, share, detail: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    # Converters are silenced by redirecting descriptor 2; the bar writes to a copy of it.
+    with os.fdopen(os.dup(2), "w", encoding="utf-8") as terminal:
+        bar = Progress(
+            TextColumn("{task.description:<16}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[detail]}"),
+            console=Console(file=terminal, force_terminal=True),
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        stages: dict[str, int] = {}
+
+        def report(stage: str, share: float, detail: str) -> None:
+            if stage not in stages:
+                stages[stage] = bar.add_task(stage, total=1.0, detail="")
+            bar.update(stages[stage], completed=share, detail=detail)  # type: ignore[arg-type]
+
+        with bar:
+            yield report
+
+
+def show_figure(figure: Figure) -> str:
+    """Return a figure as people read it: value, band where there is one, how it was got."""
+    form = {"B": format_bytes, "ms": format_ms}.get(
+        figure.unit, lambda v: f"{v:,.0f} {figure.unit}"
+    )
+    text = form(figure.value)
+    if figure.low != figure.high:
+        text += f" [{form(figure.low)} to {form(figure.high)}]"
+    how: str = figure.how
+    if figure.validated is False:
+        how += ", unvalidated"
+    return f"{text} ({how})"

@@ -1,0 +1,129 @@
+"""`edgeshrink profile MODEL --target NAME`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgeshrink.cli.output import print_json, show_figure
+
+if TYPE_CHECKING:
+    from edgeshrink.graph import Graph
+    from edgeshrink.profile import OpCost
+
+
+@click.command("profile")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--target", "target_name", required=True, help="Device name, or path of a .toml.")
+@click.option("--engine", type=click.Choice(["tflite", "executorch"]), help="Default: by the file.")
+@click.option("--threads", type=int, default=1, show_default=True)
+@click.option("--budget", "budget_text", default="", help="ram=64KiB,latency=20ms,flash=1MiB")
+@click.option("--graph", "show_graph", is_flag=True, help="Print the operators with their tensors.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def command(
+    model: Path,
+    target_name: str,
+    engine: str | None,
+    threads: int,
+    budget_text: str,
+    show_graph: bool,
+    as_json: bool,
+) -> None:
+    """Say what MODEL costs on a device: a .tflite, a .pte, or the folder of an artifact."""
+    from edgeshrink.budget import parse_budget
+    from edgeshrink.target import load_target
+
+    target = load_target(target_name)
+    budget = parse_budget(budget_text).over(target.budget)
+    from edgeshrink.artifact import MODEL_FILES, read_artifact
+    from edgeshrink.emulation import emulate
+    from edgeshrink.graph_reader import read_graph_file
+
+    graph = None
+    if model.is_dir():
+        artifact = read_artifact(model)
+        graph = read_graph_file(artifact.path(MODEL_FILES["tflite"]))
+        model = artifact.path(MODEL_FILES["pte" if engine == "executorch" else "tflite"])
+    engine = engine or ("executorch" if model.suffix == ".pte" else "tflite")
+    if show_graph:
+        shown = graph or read_graph_file(model)
+        if as_json:
+            print_json(graph_json(shown))
+        else:
+            print_graph(shown)
+        return
+    profile = emulate(model, target, engine=engine, graph=graph, threads=threads, budget=budget)
+    if as_json:
+        print_json(profile.to_json())
+        return
+    print(f"{profile.model_path} on {target.title} ({engine})")
+    for name, figure in profile.figures.items():
+        print(f"  {name:<14} {show_figure(figure)}")
+        if figure.note:
+            print(f"  {'':<14} {figure.note}")
+    print_ops(profile.ops)
+    for note in profile.notes:
+        print(f"note: {note}")
+    for overrun in profile.overruns:
+        print(f"over budget: {overrun.what} needs {overrun.need:g} {overrun.unit}, "
+              f"{overrun.limit:g} allowed")  # fmt: skip
+
+
+def print_ops(ops: Sequence[OpCost]) -> None:
+    """Print a row for every operator, costliest share marked by its percentage."""
+    if not ops:
+        return
+    total = sum(op.latency_ms or 0.0 for op in ops)
+    print(f"  {'op':>3}  {'kind':<24} {'MACs':>13} {'weights B':>10} {'live B':>9} "
+          f"{'ms':>9} {'share':>6}  layer")  # fmt: skip
+    for op in ops:
+        ms = "" if op.latency_ms is None else f"{op.latency_ms:.4f}"
+        share = f"{100 * op.latency_ms / total:.1f} %" if op.latency_ms and total else ""
+        print(f"  {op.index:>3}  {op.kind:<24} {op.macs:>13,} {op.flash_bytes or 0:>10,} "
+              f"{op.live_bytes or 0:>9,} {ms:>9} {share:>6}  {op.name}".rstrip())  # fmt: skip
+
+
+def graph_json(graph: Graph) -> object:
+    """Return the graph as plain JSON values, without the constants' content."""
+
+    def tensor(index: int) -> object:
+        t = graph.tensors[index]
+        q = t.quantization
+        return {
+            "index": index, "name": t.name, "shape": list(t.shape), "dtype": t.dtype,
+            "constant": t.data is not None,
+            "scales": None if q is None else [float(s) for s in q.scales],
+            "zero_points": None if q is None else [int(z) for z in q.zero_points],
+        }  # fmt: skip
+
+    return {
+        "name": graph.name,
+        "inputs": list(graph.inputs),
+        "outputs": list(graph.outputs),
+        "tensors": [tensor(t.index) for t in graph.tensors],
+        "ops": [
+            {"index": op.index, "kind": op.kind, "version": op.version, "inputs": list(op.inputs),
+             "outputs": list(op.outputs), "options": {k: str(v) for k, v in op.options.items()}}
+            for op in graph.ops
+        ],
+    }  # fmt: skip
+
+
+def print_graph(graph: Graph) -> None:
+    """Print operators in order, each with the shapes and types of its tensors."""
+
+    def show(index: int) -> str:
+        if index < 0:
+            return "-"
+        t = graph.tensors[index]
+        return f"%{index}:{t.dtype}{list(t.shape)}{'=const' if t.data is not None else ''}"
+
+    print("inputs  " + ", ".join(show(i) for i in graph.inputs))
+    for op in graph.ops:
+        options = ", ".join(f"{k}={v}" for k, v in op.options.items())
+        print(f"{op.index:>4} {op.kind} v{op.version}({', '.join(show(i) for i in op.inputs)}) -> "
+              f"{', '.join(show(i) for i in op.outputs)}{'  {' + options + '}' if options else ''}")  # fmt: skip
+    print("outputs " + ", ".join(show(i) for i in graph.outputs))

@@ -1,0 +1,351 @@
+"""Latency of a graph on an application processor (Cortex-A): a sum over operators, with a band.
+
+Every operator costs cycles for its multiply-accumulates, by the kernel that computes them, for the
+bytes it moves, and for being called. The rates of a core were fitted to published latencies
+(`benchmarks/fit_application_latency.py`, which writes `data/application_latency.json`). What no
+published row resolves is assumed, kept apart, and given a factor of `ASSUMED_FACTOR` either way.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+from edgeshrink.costs.work import OpWork, body_work, op_work
+from edgeshrink.errors import ConfigError
+from edgeshrink.graph import Graph
+from edgeshrink.strict_toml import nearest
+from edgeshrink.target import Target
+
+DATA: Final = Path(__file__).parent / "data" / "application_latency.json"
+
+# Which kernels compute a model: LiteRT, ExecuTorch and tflite-runtime all hand it to XNNPACK.
+ENGINES: Final = MappingProxyType({
+    "litert": "xnnpack",
+    "executorch": "xnnpack",
+    "tflite-runtime": "xnnpack",
+    "ncnn": "ncnn",
+})  # fmt: skip
+
+# What a rate is for; of each engine, those that are fitted to its rows.
+BYTE_TERMS: Final = ("activation_bytes", "weight_bytes")
+ENGINE_TERMS: Final = MappingProxyType({
+    "ncnn": ("gemm", "winograd", "direct", "depthwise", "pool", *BYTE_TERMS, "ops"),
+    "xnnpack": ("gemm", "indirect", "depthwise", *BYTE_TERMS),
+})  # fmt: skip
+BYTES_PARALLEL: Final = 0.5  # of a core's parallel share, what memory traffic has
+
+# Cores without rows take the rates of one that is built like them.
+NEAREST_CORES: Final = MappingProxyType({
+    "cortex-a5": "cortex-a7", "cortex-a8": "cortex-a7", "cortex-a9": "cortex-a7",
+    "cortex-a15": "cortex-a72", "cortex-a17": "cortex-a72", "cortex-a57": "cortex-a72",
+    "cortex-a32": "cortex-a53", "cortex-a34": "cortex-a53", "cortex-a35": "cortex-a53",
+    "cortex-a65": "cortex-a55", "cortex-a510": "cortex-a55", "cortex-a520": "cortex-a55",
+    "cortex-a75": "cortex-a73", "cortex-a77": "cortex-a76", "neoverse-n1": "cortex-a76",
+    "cortex-a710": "cortex-a78", "cortex-a715": "cortex-a78", "cortex-a720": "cortex-a78",
+    "cortex-a725": "cortex-a78", "cortex-x1": "cortex-a78", "cortex-x2": "cortex-a78",
+    "cortex-x3": "cortex-a78", "cortex-x4": "cortex-a78", "cortex-x925": "cortex-a78",
+})  # fmt: skip
+IN_ORDER: Final = ("cortex-a7", "cortex-a53", "cortex-a55")
+
+# Assumed, not fitted. Calls: an XNNPACK operator took 0.28 us on an x86-64 host (three tiny layers
+# through LiteRT), some 800 cycles of a core that runs such code several times faster.
+CALL_CYCLES_IN_ORDER: Final = 5000.0
+CALL_CYCLES_OUT_OF_ORDER: Final = 3000.0
+INFERENCE_CALLS: Final = 2.0  # what an inference costs apart from its operators, in calls of one
+CYCLES_PER_TAP: Final = 1.0  # pooling and reductions in XNNPACK, per element of a window
+CYCLES_PER_FUNCTION: Final = 10.0  # exp, tanh, softmax and the like, per element
+ASSUMED_FACTOR: Final = 3.0
+WAKE_FACTOR: Final = 2.0  # waking other threads may cost another call
+
+FREE_KINDS: Final = frozenset({"RESHAPE", "SQUEEZE", "EXPAND_DIMS", "BITCAST", "SHAPE"})
+CHEAP_ACTIVATIONS: Final = frozenset({
+    "RELU", "RELU6", "RELU_N1_TO_1", "RELU_0_TO_1", "LEAKY_RELU", "PRELU", "HARD_SWISH",
+})  # fmt: skip
+FITTED_KERNELS: Final = frozenset({
+    "conv_1x1", "conv_kxk", "depthwise", "fully_connected", "pool", "elementwise", "move",
+    "activation",
+})  # fmt: skip
+RATE_DTYPES: Final = MappingProxyType({
+    "int8": "int8", "uint8": "int8", "int4": "int8", "float16": "float16", "float32": "float32",
+})  # fmt: skip
+SLOWEST_DTYPE: Final = "float32"  # what types without rates are priced as
+MIN_ROWS: Final = 9  # fewer say nothing about nine cases in ten
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Time of one inference on a target. The band is meant to hold the truth nine times in ten."""
+
+    total_ms: float
+    low_ms: float
+    high_ms: float
+    validated: bool  # whether the band comes from published results of such a core and type
+    per_op_ms: tuple[float, ...]  # one per op of the graph; the rest of the total is the call
+    basis: str  # where the band comes from, one sentence
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """How well the model predicts published rows of models it was not fitted to."""
+
+    rows: int
+    mean_abs_error: float  # of predicted / measured - 1
+    within_10: float  # share of the rows within 10 %, in [0, 1]
+    within_20: float
+    band: tuple[float, float]  # factors on the predicted time, for LiteRT
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpCycles:
+    """Cycles of one operator on one thread, by how they are known and whether threads share them."""
+
+    compute: float = 0.0  # fitted; shared
+    traffic: float = 0.0  # fitted; shared in part
+    call: float = 0.0  # fitted; not shared
+    assumed_compute: float = 0.0
+    assumed_call: float = 0.0
+
+
+def latency(graph: Graph, target: Target, *, runtime: str, threads: int) -> Latency:
+    """Return the time of one inference of `graph` on `target`, with its band.
+
+    Operators and types without published rows are priced too: they widen the band, and where they
+    make up most of the time it is not `validated`. Control flow is priced for one pass.
+
+    Args:
+        graph: A model of any type.
+        target: An application processor.
+        runtime: A key of `ENGINES`.
+        threads: Threads of the runtime; more than the target has cores are not used.
+
+    Raises:
+        ConfigError: `target` is a microcontroller, or the host, which is measured instead; its
+            core is not a Cortex-A; `runtime` or `threads` is not valid.
+    """
+    if runtime not in ENGINES:
+        raise ConfigError(f"runtime {runtime!r}", "has no latency model", nearest(runtime, ENGINES))
+    if threads < 1:
+        raise ConfigError("threads", f"is {threads}", "it must be 1 or more")
+    engine, core = ENGINES[runtime], _model_core(target)
+    n_threads = min(threads, max(1, target.cpu.n_cores))
+    works = [op_work(graph, op) for op in graph.ops]
+    ops = [_op_cycles(graph, work, core, engine, "fp16" in target.cpu.isa) for work in works]
+
+    ms_per_cycle = 1e-3 / target.cpu.clock_mhz
+    parallel = float(_data()["cores"][core]["parallel_share"])
+    share = 1 - parallel * (1 - 1 / n_threads)
+    traffic_share = 1 - BYTES_PARALLEL * parallel * (1 - 1 / n_threads)
+    fitted = [
+        (op.compute * share + op.traffic * traffic_share + op.call) * ms_per_cycle for op in ops
+    ]
+    assumed = [(op.assumed_compute * share + op.assumed_call) * ms_per_cycle for op in ops]
+    fitted_ms = math.fsum(fitted)
+    assumed_ms = math.fsum(assumed) + inference_cycles(core, engine) * ms_per_cycle
+    total_ms = fitted_ms + assumed_ms
+
+    width, has_rows, basis = _band(works, target, core, engine, "fp16" in target.cpu.isa)
+    assumed_share = assumed_ms / total_ms if total_ms else 1.0
+    if assumed_share > 0.05:
+        basis += (
+            f"; {assumed_share:.0%} of the time is assumed (calls, operators without rows), "
+            f"to a factor of {ASSUMED_FACTOR:g}"
+        )
+    wake = WAKE_FACTOR if n_threads > 1 else 1.0
+    return Latency(
+        total_ms=total_ms,
+        low_ms=fitted_ms * math.exp(-width) + assumed_ms / ASSUMED_FACTOR,
+        high_ms=fitted_ms * math.exp(width) + assumed_ms * ASSUMED_FACTOR * wake,
+        validated=has_rows and assumed_share <= 0.5,
+        per_op_ms=tuple(known + guess for known, guess in zip(fitted, assumed, strict=True)),
+        basis=basis,
+    )
+
+
+def validation(target_core: str, dtype: str) -> Validation:
+    """Return how well models left out of the fit are predicted on a core, for values of `dtype`.
+
+    A core or type without enough rows of its own has those of all cores, each predicted from its
+    nearest relative.
+
+    Args:
+        target_core: As in `Cpu.core`, "cortex-a72".
+        dtype: numpy's name, "int8"; types without rates count as float32.
+    """
+    core = _data()["cores"].get(target_core, {"validation": {}})
+    found = core["validation"].get(RATE_DTYPES.get(dtype, SLOWEST_DTYPE))
+    if found is None:
+        found = _data()["bands"]["other_core"]
+        width = max(found["width"], _data()["bands"]["xnnpack"]["width"])
+    else:
+        width = max(found["width"], _data()["bands"]["xnnpack"]["width"])
+    return Validation(
+        rows=found["rows"],
+        mean_abs_error=found["mean_abs_error"],
+        within_10=found["within_10"],
+        within_20=found["within_20"],
+        band=(math.exp(-width), math.exp(width)),
+    )
+
+
+def fitted_terms(work: OpWork, engine: str) -> dict[str, float]:
+    """Return how much of each of `ENGINE_TERMS` an operator needs: products, bytes, calls."""
+    amounts = dict.fromkeys(ENGINE_TERMS[engine], 0.0)
+    if work.kernel == "depthwise":
+        amounts["depthwise"] += work.macs
+    elif work.kernel == "conv_kxk":
+        amounts[_dense_kernel(work, engine)] += work.macs
+    else:
+        amounts["gemm"] += work.macs
+    if engine == "ncnn":
+        amounts["ops"] += 1
+        if work.kernel == "pool":
+            amounts["pool"] += work.output_elements * work.taps
+    if work.kind not in FREE_KINDS:
+        amounts["activation_bytes"] += work.input_bytes + work.output_bytes
+        amounts["weight_bytes"] += work.weight_bytes * work.steps
+    return amounts
+
+
+def _dense_kernel(work: OpWork, engine: str) -> str:
+    """Return the kernel of a convolution larger than 1x1.
+
+    XNNPACK gathers pointers and then multiplies as for 1x1, whatever the window. ncnn transforms
+    (Winograd) where a 3x3 window moves by one and all channels fill vectors of eight; Winograd
+    takes fewer products than are counted, so it has a rate of its own, and XNNPACK none of it.
+    """
+    if engine == "xnnpack":
+        return "indirect"
+    fills_vectors = work.in_channels % 8 == 0 and work.out_channels % 8 == 0
+    if work.taps == 9 and work.stride == 1 and work.groups == 1 and fills_vectors:
+        return "winograd"
+    return "direct"
+
+
+def assumed_cycles(work: OpWork, core: str, engine: str) -> tuple[float, float]:
+    """Return an operator's cycles that no row resolves: shared among threads, and of the call."""
+    shared = 0.0
+    if work.kernel == "activation" and work.kind not in CHEAP_ACTIVATIONS:
+        shared += CYCLES_PER_FUNCTION * work.output_elements
+    if engine == "ncnn":
+        return shared, 0.0
+    if work.kernel == "pool":
+        shared += CYCLES_PER_TAP * work.output_elements * work.taps
+    return shared, call_cycles(core) * work.steps
+
+
+def call_cycles(core: str) -> float:
+    """Return the assumed cycles of calling one XNNPACK operator."""
+    return CALL_CYCLES_IN_ORDER if core in IN_ORDER else CALL_CYCLES_OUT_OF_ORDER
+
+
+def inference_cycles(core: str, engine: str) -> float:
+    """Return the assumed cycles of one inference that belong to no operator."""
+    return INFERENCE_CALLS * call_cycles(core) if engine == "xnnpack" else 0.0
+
+
+def _op_cycles(
+    graph: Graph, work: OpWork, core: str, engine: str, has_fp16: bool
+) -> OpCycles:
+    """Return what an operator costs on one thread, with what it runs if it is control flow."""
+    dtype = _rate_dtype(work.dtype, has_fp16)
+    rates = _data()["cores"][core]["rates"][engine][dtype or SLOWEST_DTYPE]
+    own = work.macs if not work.bodies else 0  # a body's products are priced with its operators
+    costs = {
+        term: amount * rates[term]
+        for term, amount in fitted_terms(work, engine).items()
+        if own or term in BYTE_TERMS or term in ("ops", "pool")
+    }
+    traffic = sum(costs.pop(term) for term in BYTE_TERMS)
+    call = costs.pop("ops", 0.0)
+    shared, fixed = assumed_cycles(work, core, engine)
+    if work.kernel in FITTED_KERNELS and dtype:
+        return OpCycles(
+            compute=sum(costs.values()),
+            traffic=traffic,
+            call=call,
+            assumed_compute=shared,
+            assumed_call=fixed,
+        )
+    inner = [_op_cycles(graph, one, core, engine, has_fp16) for one in body_work(graph, work)]
+    return OpCycles(
+        assumed_compute=sum(costs.values()) + traffic + shared
+        + sum(op.compute + op.traffic + op.assumed_compute for op in inner),
+        assumed_call=call + fixed + sum(op.call + op.assumed_call for op in inner),
+    )  # fmt: skip
+
+
+def _rate_dtype(dtype: str, has_fp16: bool) -> str | None:
+    """Return the type whose rates a type is priced with; None where there are none."""
+    found = RATE_DTYPES.get(dtype)
+    return "float32" if found == "float16" and not has_fp16 else found
+
+
+def _model_core(target: Target) -> str:
+    """Return the core whose rates stand for the target's; ConfigError where there is none."""
+    place, core = f"target {target.name}", target.cpu.core
+    if target.kind != "application-processor":
+        raise ConfigError(place, f"is a {target.kind}", "its cycles are modelled by other costs")
+    if core == "host":
+        raise ConfigError(place, "has no latency model", "run the model on this host instead")
+    if core in _data()["cores"]:
+        return core
+    if core in NEAREST_CORES:
+        return NEAREST_CORES[core]
+    if "neon" not in target.cpu.isa:
+        known = nearest(core, [*_data()["cores"], *NEAREST_CORES])
+        raise ConfigError(place, f"has the core {core!r}, which has no latency model", known)
+    return "cortex-a55" if "dotprod" in target.cpu.isa else "cortex-a53"
+
+
+def _band(
+    works: list[OpWork], target: Target, core: str, engine: str, has_fp16: bool
+) -> tuple[float, bool, str]:
+    """Return half the width of the band in log time, whether it is validated, and its basis."""
+    macs = Counter[str]()
+    for work in works:
+        macs[work.dtype] += work.macs
+    dtype = _rate_dtype(max(macs, key=lambda name: macs[name]), has_fp16) if macs else None
+    bands, facts = _data()["bands"], _data()["cores"][core]
+    found = facts["validation"].get(dtype) if core == target.cpu.core else None
+    if found:
+        width = float(found["width"])
+        basis = (
+            f"band of nine in ten of {found['rows']} published {dtype} latencies on {core}, "
+            f"each predicted without its model"
+        )
+        if len(facts["boards"]) > 1:
+            basis += " and board"
+        elif target.name not in facts["profiles"]:
+            width = math.hypot(width, bands["board"]["width"])
+            basis += ", widened by how far boards of one core differ"
+    else:
+        width = float(bands["other_core"]["width"])
+        what = dtype or "unknown types"
+        basis = (
+            f"no published latencies of {what} on {target.cpu.core}: priced as {core}, band of "
+            f"{bands['other_core']['rows']} latencies, each predicted from its nearest core"
+        )
+    if engine == "xnnpack":
+        basis += f", and of {bands['xnnpack']['rows']} of XNNPACK"
+        width = max(width, float(bands["xnnpack"]["width"]))
+    least, most = bands["macs"][engine]
+    total = max(1, sum(macs.values()))
+    decades = max(0.0, math.log10(least / total), math.log10(total / most))
+    if decades > 0.05:
+        side = "below" if total < least else "above"
+        basis += f", widened for {decades:.1f} decades {side} the models among them"
+    return width + decades * bands["per_decade"], found is not None, basis
+
+
+@cache
+def _data() -> Mapping[str, Any]:
+    found: Mapping[str, Any] = json.loads(DATA.read_text(encoding="utf-8"))
+    return found
