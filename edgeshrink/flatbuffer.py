@@ -170,7 +170,7 @@ class _Reader:
         if not 0 <= vtable <= self.size - 4:
             raise FlatbufferError(f"has its field list at byte {vtable} of {self.size}")
         list_bytes, table_bytes = _VTABLE_HEAD(self.data, vtable)
-        if list_bytes < 4 or vtable + list_bytes > self.size:
+        if list_bytes < 4 or list_bytes % 2 or vtable + list_bytes > self.size:
             raise FlatbufferError(f"has a field list of {list_bytes} bytes at byte {vtable}")
         if table_bytes < 4 or position + table_bytes > self.size:
             raise FlatbufferError(f"is a table of {table_bytes} bytes at byte {position}")

@@ -124,6 +124,7 @@ def print_graph(graph: Graph) -> None:
     print("inputs  " + ", ".join(show(i) for i in graph.inputs))
     for op in graph.ops:
         options = ", ".join(f"{k}={v}" for k, v in op.options.items())
-        print(f"{op.index:>4} {op.kind} v{op.version}({', '.join(show(i) for i in op.inputs)}) -> "
-              f"{', '.join(show(i) for i in op.outputs)}{'  {' + options + '}' if options else ''}")  # fmt: skip
+        inputs, outputs = (", ".join(show(i) for i in side) for side in (op.inputs, op.outputs))
+        behind = f"  {{{options}}}" if options else ""
+        print(f"{op.index:>4} {op.kind} v{op.version}({inputs}) -> {outputs}{behind}")
     print("outputs " + ", ".join(show(i) for i in graph.outputs))

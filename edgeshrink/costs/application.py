@@ -12,13 +12,13 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from edgeshrink.costs.work import OpWork, body_work, op_work
+from edgeshrink.costs.work import OpWork, call_order, graph_work
 from edgeshrink.errors import ConfigError
 from edgeshrink.graph import Graph
 from edgeshrink.strict_toml import nearest
@@ -78,6 +78,7 @@ RATE_DTYPES: Final = MappingProxyType({
 })  # fmt: skip
 SLOWEST_DTYPE: Final = "float32"  # what types without rates are priced as
 MIN_ROWS: Final = 9  # fewer say nothing about nine cases in ten
+MAX_DECADES: Final = 1.0  # how far outside the models of the rows a band still counts as validated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,22 +104,12 @@ class Validation:
     band: tuple[float, float]  # factors on the predicted time, for LiteRT
 
 
-@dataclass(frozen=True, kw_only=True)
-class OpCycles:
-    """Cycles of one operator on one thread, by how they are known and whether threads share them."""
-
-    compute: float = 0.0  # fitted; shared
-    traffic: float = 0.0  # fitted; shared in part
-    call: float = 0.0  # fitted; not shared
-    assumed_compute: float = 0.0
-    assumed_call: float = 0.0
-
-
 def latency(graph: Graph, target: Target, *, runtime: str, threads: int) -> Latency:
     """Return the time of one inference of `graph` on `target`, with its band.
 
     Operators and types without published rows are priced too: they widen the band, and where they
-    make up most of the time it is not `validated`. Control flow is priced for one pass.
+    make up most of the time it is not `validated`. Nor is it for models ten times smaller or
+    larger than any published one. Control flow is priced for one pass.
 
     Args:
         graph: A model of any type.
@@ -135,28 +126,23 @@ def latency(graph: Graph, target: Target, *, runtime: str, threads: int) -> Late
     if threads < 1:
         raise ConfigError("threads", f"is {threads}", "it must be 1 or more")
     engine, core = ENGINES[runtime], _model_core(target)
+    has_fp16 = "fp16" in target.cpu.isa
     n_threads = min(threads, max(1, target.cpu.n_cores))
-    works = [op_work(graph, op) for op in graph.ops]
-    ops = [_op_cycles(graph, work, core, engine, "fp16" in target.cpu.isa) for work in works]
-
+    price = _Price(core=core, engine=engine, has_fp16=has_fp16, n_threads=n_threads)
+    works = graph_work(graph, known=price.body_macs)
     ms_per_cycle = 1e-3 / target.cpu.clock_mhz
-    parallel = float(_data()["cores"][core]["parallel_share"])
-    share = 1 - parallel * (1 - 1 / n_threads)
-    traffic_share = 1 - BYTES_PARALLEL * parallel * (1 - 1 / n_threads)
-    fitted = [
-        (op.compute * share + op.traffic * traffic_share + op.call) * ms_per_cycle for op in ops
-    ]
-    assumed = [(op.assumed_compute * share + op.assumed_call) * ms_per_cycle for op in ops]
-    fitted_ms = math.fsum(fitted)
-    assumed_ms = math.fsum(assumed) + inference_cycles(core, engine) * ms_per_cycle
+    ops = [price.op_cycles(graph, work) for work in works]
+    fitted_ms = sum(fitted for fitted, _ in ops) * ms_per_cycle
+    assumed_ms = sum(assumed for _, assumed in ops) * ms_per_cycle
+    assumed_ms += inference_cycles(core, engine) * ms_per_cycle
     total_ms = fitted_ms + assumed_ms
 
-    width, has_rows, basis = _band(works, target, core, engine, "fp16" in target.cpu.isa)
+    width, has_rows, basis = _band(works, target, core, engine, has_fp16)
     assumed_share = assumed_ms / total_ms if total_ms else 1.0
     if assumed_share > 0.05:
         basis += (
-            f"; {assumed_share:.0%} of the time is assumed (calls, operators without rows), "
-            f"to a factor of {ASSUMED_FACTOR:g}"
+            f"; {assumed_share:.0%} of the time is assumed (calls, operators without published "
+            f"latencies), to a factor of {ASSUMED_FACTOR:g}"
         )
     wake = WAKE_FACTOR if n_threads > 1 else 1.0
     return Latency(
@@ -164,7 +150,7 @@ def latency(graph: Graph, target: Target, *, runtime: str, threads: int) -> Late
         low_ms=fitted_ms * math.exp(-width) + assumed_ms / ASSUMED_FACTOR,
         high_ms=fitted_ms * math.exp(width) + assumed_ms * ASSUMED_FACTOR * wake,
         validated=has_rows and assumed_share <= 0.5,
-        per_op_ms=tuple(known + guess for known, guess in zip(fitted, assumed, strict=True)),
+        per_op_ms=tuple((fitted + assumed) * ms_per_cycle for fitted, assumed in ops),
         basis=basis,
     )
 
@@ -179,13 +165,10 @@ def validation(target_core: str, dtype: str) -> Validation:
         target_core: As in `Cpu.core`, "cortex-a72".
         dtype: numpy's name, "int8"; types without rates count as float32.
     """
-    core = _data()["cores"].get(target_core, {"validation": {}})
-    found = core["validation"].get(RATE_DTYPES.get(dtype, SLOWEST_DTYPE))
-    if found is None:
-        found = _data()["bands"]["other_core"]
-        width = max(found["width"], _data()["bands"]["xnnpack"]["width"])
-    else:
-        width = max(found["width"], _data()["bands"]["xnnpack"]["width"])
+    bands, facts = _data()["bands"], _data()["cores"].get(target_core, {})
+    found = facts.get("validation", {}).get(RATE_DTYPES.get(dtype, SLOWEST_DTYPE))
+    found = found or bands["other_core"]
+    width = max(found["width"], bands["xnnpack"]["width"])
     return Validation(
         rows=found["rows"],
         mean_abs_error=found["mean_abs_error"],
@@ -202,7 +185,7 @@ def fitted_terms(work: OpWork, engine: str) -> dict[str, float]:
         amounts["depthwise"] += work.macs
     elif work.kernel == "conv_kxk":
         amounts[_dense_kernel(work, engine)] += work.macs
-    else:
+    elif not work.bodies:  # a body's products are priced with its own operators
         amounts["gemm"] += work.macs
     if engine == "ncnn":
         amounts["ops"] += 1
@@ -251,41 +234,59 @@ def inference_cycles(core: str, engine: str) -> float:
     return INFERENCE_CALLS * call_cycles(core) if engine == "xnnpack" else 0.0
 
 
-def _op_cycles(
-    graph: Graph, work: OpWork, core: str, engine: str, has_fp16: bool
-) -> OpCycles:
-    """Return what an operator costs on one thread, with what it runs if it is control flow."""
-    dtype = _rate_dtype(work.dtype, has_fp16)
-    rates = _data()["cores"][core]["rates"][engine][dtype or SLOWEST_DTYPE]
-    own = work.macs if not work.bodies else 0  # a body's products are priced with its operators
-    costs = {
-        term: amount * rates[term]
-        for term, amount in fitted_terms(work, engine).items()
-        if own or term in BYTE_TERMS or term in ("ops", "pool")
-    }
-    traffic = sum(costs.pop(term) for term in BYTE_TERMS)
-    call = costs.pop("ops", 0.0)
-    shared, fixed = assumed_cycles(work, core, engine)
-    if work.kernel in FITTED_KERNELS and dtype:
-        return OpCycles(
-            compute=sum(costs.values()),
-            traffic=traffic,
-            call=call,
-            assumed_compute=shared,
-            assumed_call=fixed,
-        )
-    inner = [_op_cycles(graph, one, core, engine, has_fp16) for one in body_work(graph, work)]
-    return OpCycles(
-        assumed_compute=sum(costs.values()) + traffic + shared
-        + sum(op.compute + op.traffic + op.assumed_compute for op in inner),
-        assumed_call=call + fixed + sum(op.call + op.assumed_call for op in inner),
-    )  # fmt: skip
+@dataclass(frozen=True, kw_only=True)
+class _Price:
+    """What operators are priced for."""
+
+    core: str
+    engine: str
+    has_fp16: bool
+    n_threads: int
+    bodies: dict[int, float] = field(default_factory=dict)  # cycles of the subgraphs met
+    body_macs: dict[int, int] = field(default_factory=dict)  # their products
+
+    def op_cycles(self, graph: Graph, work: OpWork) -> tuple[float, float]:
+        """Return an operator's cycles, fitted and assumed; of control flow, with its bodies."""
+        facts = _data()["cores"][self.core]
+        dtype = _rate_dtype(work.dtype, self.core, self.has_fp16)
+        rates = facts["rates"][self.engine][dtype or SLOWEST_DTYPE]
+        parallel = facts["parallel_share"][self.engine][dtype or SLOWEST_DTYPE]
+        spared = parallel * (1 - 1 / self.n_threads)
+        fitted = 0.0
+        for term, amount in fitted_terms(work, self.engine).items():
+            share = 1 - spared
+            if term in BYTE_TERMS:
+                share = 1 - spared * BYTES_PARALLEL
+            elif term == "ops":
+                share = 1.0
+            fitted += amount * rates[term] * share
+        shared, fixed = assumed_cycles(work, self.core, self.engine)
+        assumed = shared * (1 - spared) + fixed
+        assumed += sum(self.body_cycles(graph, body) for body in work.bodies)
+        if work.kernel in FITTED_KERNELS and dtype:
+            return fitted, assumed
+        return 0.0, fitted + assumed
+
+    def body_cycles(self, root: Graph, body: Graph) -> float:
+        """Return the cycles of one pass of a subgraph; 0 inside a pass of its own."""
+        if id(body) not in self.bodies:
+            order = [one for one in call_order(root, body) if id(one) not in self.bodies]
+            self.bodies.update({id(one): 0.0 for one in order})
+            for one in order:
+                works = graph_work(one, root=root, known=self.body_macs)
+                self.bodies[id(one)] = sum(sum(self.op_cycles(root, work)) for work in works)
+        return self.bodies[id(body)]
 
 
-def _rate_dtype(dtype: str, has_fp16: bool) -> str | None:
-    """Return the type whose rates a type is priced with; None where there are none."""
+def _rate_dtype(dtype: str, core: str, has_fp16: bool) -> str | None:
+    """Return the type whose rates a type is priced with; None where there are none.
+
+    Half precision is computed as float32 where the core can't do it.
+    """
     found = RATE_DTYPES.get(dtype)
-    return "float32" if found == "float16" and not has_fp16 else found
+    if found == "float16" and not (has_fp16 and "float16" in _data()["cores"][core]["validation"]):
+        return "float32"
+    return found
 
 
 def _model_core(target: Target) -> str:
@@ -305,44 +306,60 @@ def _model_core(target: Target) -> str:
     return "cortex-a55" if "dotprod" in target.cpu.isa else "cortex-a53"
 
 
+def _core_width(core: str, dtype: str | None, board: str) -> float:
+    """Return half the width of a core's band in log time, 0 where it has no rows of the type.
+
+    Rows of one board say nothing about other boards: those get how far boards differ on top.
+    """
+    bands, facts = _data()["bands"], _data()["cores"][core]
+    if dtype not in facts["validation"]:
+        return 0.0
+    width = float(facts["validation"][dtype]["width"])
+    if len(facts["boards"]) == 1 and board not in facts["profiles"]:
+        return math.hypot(width, float(bands["board"]["width"]))
+    return width
+
+
 def _band(
-    works: list[OpWork], target: Target, core: str, engine: str, has_fp16: bool
+    works: tuple[OpWork, ...], target: Target, core: str, engine: str, has_fp16: bool
 ) -> tuple[float, bool, str]:
     """Return half the width of the band in log time, whether it is validated, and its basis."""
     macs = Counter[str]()
     for work in works:
         macs[work.dtype] += work.macs
-    dtype = _rate_dtype(max(macs, key=lambda name: macs[name]), has_fp16) if macs else None
+    dtype = _rate_dtype(max(macs, key=lambda name: macs[name]), core, has_fp16) if macs else None
     bands, facts = _data()["bands"], _data()["cores"][core]
     found = facts["validation"].get(dtype) if core == target.cpu.core else None
+    width = _core_width(core, dtype, target.name if found else "")
     if found:
-        width = float(found["width"])
         basis = (
-            f"band of nine in ten of {found['rows']} published {dtype} latencies on {core}, "
+            f"the band holds nine in ten of {found['rows']} published {dtype} latencies on {core}, "
             f"each predicted without its model"
         )
         if len(facts["boards"]) > 1:
             basis += " and board"
         elif target.name not in facts["profiles"]:
-            width = math.hypot(width, bands["board"]["width"])
             basis += ", widened by how far boards of one core differ"
     else:
-        width = float(bands["other_core"]["width"])
-        what = dtype or "unknown types"
+        width = max(width, float(bands["other_core"]["width"]))
+        rates = "the core's other types" if core == target.cpu.core else core
         basis = (
-            f"no published latencies of {what} on {target.cpu.core}: priced as {core}, band of "
-            f"{bands['other_core']['rows']} latencies, each predicted from its nearest core"
+            f"too few published {dtype or 'such'} latencies on {target.cpu.core}: rates of "
+            f"{rates}; the band holds nine in ten of {bands['other_core']['rows']} latencies, "
+            "each predicted from its core's nearest relative"
         )
     if engine == "xnnpack":
-        basis += f", and of {bands['xnnpack']['rows']} of XNNPACK"
         width = max(width, float(bands["xnnpack"]["width"]))
+        basis += f", and of {bands['xnnpack']['rows']} of XNNPACK on any core"
     least, most = bands["macs"][engine]
     total = max(1, sum(macs.values()))
-    decades = max(0.0, math.log10(least / total), math.log10(total / most))
+    decades = math.log10(total)  # of any length: control flow may multiply
+    decades = max(0.0, math.log10(least) - decades, decades - math.log10(most))
     if decades > 0.05:
         side = "below" if total < least else "above"
         basis += f", widened for {decades:.1f} decades {side} the models among them"
-    return width + decades * bands["per_decade"], found is not None, basis
+    width += decades * float(bands["per_decade"])
+    return width, found is not None and decades <= MAX_DECADES, basis
 
 
 @cache

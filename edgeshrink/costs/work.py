@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from edgeshrink.graph import Graph, Op, Tensor
@@ -14,42 +15,36 @@ KernelClass = Literal[
     "pool", "elementwise", "activation", "move", "other",
 ]  # fmt: skip
 
-# Those that depend on the weights' shape (CONV_2D and its kind) are decided in `op_work`.
+_KINDS: Final[dict[KernelClass, str]] = {
+    "pool": """
+        MEAN SUM REDUCE_MAX REDUCE_MIN REDUCE_PROD REDUCE_ANY REDUCE_ALL REDUCE_WINDOW
+        STABLEHLO_REDUCE STABLEHLO_REDUCE_WINDOW""",
+    "elementwise": """
+        ADD SUB MUL DIV MAXIMUM MINIMUM SQUARED_DIFFERENCE ADD_N NEG ABS SQUARE FLOOR CEIL ROUND
+        SIGN FLOOR_DIV FLOOR_MOD SELECT SELECT_V2 LESS LESS_EQUAL GREATER GREATER_EQUAL EQUAL
+        NOT_EQUAL LOGICAL_AND LOGICAL_OR LOGICAL_NOT QUANTIZE DEQUANTIZE CAST FAKE_QUANT
+        BITWISE_XOR RIGHT_SHIFT STABLEHLO_ADD STABLEHLO_SUBTRACT STABLEHLO_MULTIPLY
+        STABLEHLO_DIVIDE STABLEHLO_MAXIMUM STABLEHLO_MINIMUM STABLEHLO_CLAMP STABLEHLO_ABS
+        STABLEHLO_AND STABLEHLO_OR STABLEHLO_NEGATE STABLEHLO_FLOOR STABLEHLO_REMAINDER
+        STABLEHLO_SELECT STABLEHLO_COMPARE STABLEHLO_CONVERT STABLEHLO_SHIFT_LEFT""",
+    "activation": """
+        RELU RELU6 RELU_N1_TO_1 RELU_0_TO_1 LEAKY_RELU PRELU ELU HARD_SWISH GELU LOGISTIC TANH
+        SOFTMAX LOG_SOFTMAX EXP LOG SIN COS SQRT RSQRT POW ATAN2 L2_NORMALIZATION
+        LOCAL_RESPONSE_NORMALIZATION STABLEHLO_LOGISTIC STABLEHLO_TANH STABLEHLO_EXPONENTIAL
+        STABLEHLO_LOG STABLEHLO_COSINE STABLEHLO_RSQRT STABLEHLO_POWER STABLEHLO_CBRT""",
+    "move": """
+        RESHAPE SQUEEZE EXPAND_DIMS PAD PADV2 MIRROR_PAD CONCATENATION TRANSPOSE SLICE
+        STRIDED_SLICE SPLIT SPLIT_V PACK UNPACK TILE GATHER GATHER_ND BROADCAST_TO REVERSE_V2
+        SPACE_TO_DEPTH DEPTH_TO_SPACE SPACE_TO_BATCH_ND BATCH_TO_SPACE_ND EMBEDDING_LOOKUP
+        RESIZE_NEAREST_NEIGHBOR DYNAMIC_UPDATE_SLICE ASSIGN_VARIABLE READ_VARIABLE FILL BITCAST
+        ZEROS_LIKE SHAPE DILATE STABLEHLO_RESHAPE STABLEHLO_CONCATENATE STABLEHLO_TRANSPOSE
+        STABLEHLO_BROADCAST_IN_DIM STABLEHLO_SLICE STABLEHLO_DYNAMIC_SLICE STABLEHLO_PAD
+        STABLEHLO_DYNAMIC_UPDATE_SLICE STABLEHLO_GATHER STABLEHLO_IOTA""",
+}
+# Classes of operators that multiply nothing; the others' are decided by their tensors.
 KERNEL_CLASSES: Final[dict[str, KernelClass]] = {
-    kind: kernel
-    for kernel, kinds in {
-        "fully_connected": "FULLY_CONNECTED",
-        "matmul": "BATCH_MATMUL STABLEHLO_DOT_GENERAL",
-        "recurrent": """
-            LSTM RNN SVDF UNIDIRECTIONAL_SEQUENCE_LSTM UNIDIRECTIONAL_SEQUENCE_RNN
-            BIDIRECTIONAL_SEQUENCE_LSTM BIDIRECTIONAL_SEQUENCE_RNN""",
-        "pool": """
-            AVERAGE_POOL_2D MAX_POOL_2D L2_POOL_2D MEAN SUM REDUCE_MAX REDUCE_MIN REDUCE_PROD
-            REDUCE_ANY REDUCE_ALL REDUCE_WINDOW STABLEHLO_REDUCE STABLEHLO_REDUCE_WINDOW""",
-        "elementwise": """
-            ADD SUB MUL DIV MAXIMUM MINIMUM SQUARED_DIFFERENCE ADD_N NEG ABS SQUARE FLOOR CEIL
-            ROUND SIGN FLOOR_DIV FLOOR_MOD SELECT SELECT_V2 LESS LESS_EQUAL GREATER GREATER_EQUAL
-            EQUAL NOT_EQUAL LOGICAL_AND LOGICAL_OR LOGICAL_NOT QUANTIZE DEQUANTIZE CAST FAKE_QUANT
-            BITWISE_XOR RIGHT_SHIFT STABLEHLO_ADD STABLEHLO_SUBTRACT STABLEHLO_MULTIPLY
-            STABLEHLO_DIVIDE STABLEHLO_MAXIMUM STABLEHLO_MINIMUM STABLEHLO_CLAMP STABLEHLO_ABS
-            STABLEHLO_AND STABLEHLO_OR STABLEHLO_NEGATE STABLEHLO_FLOOR STABLEHLO_REMAINDER
-            STABLEHLO_SELECT STABLEHLO_COMPARE STABLEHLO_CONVERT STABLEHLO_SHIFT_LEFT""",
-        "activation": """
-            RELU RELU6 RELU_N1_TO_1 RELU_0_TO_1 LEAKY_RELU PRELU ELU HARD_SWISH GELU LOGISTIC TANH
-            SOFTMAX LOG_SOFTMAX EXP LOG SIN COS SQRT RSQRT POW ATAN2 L2_NORMALIZATION
-            LOCAL_RESPONSE_NORMALIZATION STABLEHLO_LOGISTIC STABLEHLO_TANH STABLEHLO_EXPONENTIAL
-            STABLEHLO_LOG STABLEHLO_COSINE STABLEHLO_RSQRT STABLEHLO_POWER STABLEHLO_CBRT""",
-        "move": """
-            RESHAPE SQUEEZE EXPAND_DIMS PAD PADV2 MIRROR_PAD CONCATENATION TRANSPOSE SLICE
-            STRIDED_SLICE SPLIT SPLIT_V PACK UNPACK TILE GATHER GATHER_ND BROADCAST_TO REVERSE_V2
-            SPACE_TO_DEPTH DEPTH_TO_SPACE SPACE_TO_BATCH_ND BATCH_TO_SPACE_ND EMBEDDING_LOOKUP
-            RESIZE_NEAREST_NEIGHBOR DYNAMIC_UPDATE_SLICE ASSIGN_VARIABLE READ_VARIABLE FILL BITCAST
-            ZEROS_LIKE SHAPE DILATE STABLEHLO_RESHAPE STABLEHLO_CONCATENATE STABLEHLO_TRANSPOSE
-            STABLEHLO_BROADCAST_IN_DIM STABLEHLO_SLICE STABLEHLO_DYNAMIC_SLICE STABLEHLO_PAD
-            STABLEHLO_DYNAMIC_UPDATE_SLICE STABLEHLO_GATHER STABLEHLO_IOTA""",
-    }.items()
-    for kind in kinds.split()
-}  # type: ignore[misc]
+    kind: kernel for kernel, kinds in _KINDS.items() for kind in kinds.split()
+}
 
 # Which inputs of an operator hold weights that every step multiplies with.
 LSTM_WEIGHTS: Final = (*range(1, 12), 16)  # input, recurrent, peephole; projection
@@ -66,12 +61,22 @@ RECURRENT_WEIGHTS: Final = {
 BASIC_LSTM_WEIGHTS: Final = (2,)  # LSTM's five-input form: data, activation, weights, bias, state
 
 
+ALTERNATIVES: Final = ("IF", "STABLEHLO_CASE")
+CONTROL_FLOW: Final = ("CALL", "WHILE", "STABLEHLO_WHILE", "STABLEHLO_COMPOSITE", *ALTERNATIVES)
+
+BITS: Final = {name: bits for name, bits in DTYPES.values() if bits}
+DATA_INPUTS: Final = {  # where it is not the first
+    "TRANSPOSE_CONV": 2, "CONV_3D_TRANSPOSE": 2, "SPLIT": 1, "EMBEDDING_LOOKUP": 1, "SELECT": 1,
+    "SELECT_V2": 1,
+}  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class OpWork:
-    """One operator's work for one inference. For control flow, `bodies` holds what it runs once.
+    """One operator's work for one inference.
 
     A multiply-accumulate is a product that is added up into an output: convolutions, fully
-    connected layers, matrix products, recurrent layers, peepholes included. Element-by-element
+    connected layers, matrix products, recurrent layers with their peepholes. Element-by-element
     products, normalisations and requantization count none. Counts are dense: padding and zero
     weights count as if they were computed.
     """
@@ -84,14 +89,49 @@ class OpWork:
     output_bytes: int
     weight_bytes: int  # constants, biases included
     output_elements: int
-    # How the multiply-accumulates are arranged; 0 or 1 where that says nothing.
-    taps: int = 1  # kernel height x width (x depth); the window of a pooling
+    # How the products are arranged; 0 or 1 where that says nothing.
+    taps: int = 1  # kernel height x width (x depth); elements of a pooling window
     in_channels: int = 0  # per group
     out_channels: int = 0  # per group
     groups: int = 1
     stride: int = 1  # the largest of all directions
-    steps: int = 1  # passes over the weights, one after another (time steps)
-    bodies: tuple[Graph, ...] = ()
+    steps: int = 1  # passes over the weights that must follow one another (time steps)
+    bodies: tuple[Graph, ...] = ()  # what control flow runs once; its products are in `macs`
+
+
+def op_work(graph: Graph, op: Op, *, root: Graph | None = None) -> OpWork:
+    """Return the work of `op`, an operator of `graph`.
+
+    Never raises: an operator that is unknown, or whose tensors are not as TFLite has them, is of
+    class `other` and has its bytes alone. Control flow counts its bodies once (of alternatives
+    the one with the most products), since the number of passes is not in the file.
+
+    Args:
+        graph: The graph that holds the tensors of `op`.
+        op: One of its operators.
+        root: The model, if `graph` is one of its subgraphs.
+    """
+    return _op_work(root or graph, graph, op, {})
+
+
+def graph_work(
+    graph: Graph, *, root: Graph | None = None, known: dict[int, int] | None = None
+) -> tuple[OpWork, ...]:
+    """Return the work of every operator of `graph`, in order; see `op_work`.
+
+    Args:
+        graph: A model or one of its subgraphs.
+        root: The model, if `graph` is one of its subgraphs.
+        known: Filled with the products of the subgraphs met, by identity; handed on from call to
+            call, each subgraph is counted once.
+    """
+    known = {} if known is None else known
+    return tuple(_op_work(root or graph, graph, op, known) for op in graph.ops)
+
+
+def graph_macs(graph: Graph) -> int:
+    """Return the multiply-accumulates of one inference; see `op_work`."""
+    return _graph_macs(graph, graph, {})
 
 
 def tensor_bytes(tensor: Tensor) -> int:
@@ -100,78 +140,98 @@ def tensor_bytes(tensor: Tensor) -> int:
     return (_elements(tensor) * bits + 7) // 8 if bits else 0
 
 
-BITS: Final = {name: bits for name, bits in DTYPES.values() if bits}
-
-
-def op_work(graph: Graph, op: Op) -> OpWork:
-    """Return the work of `op`, an operator of `graph`.
-
-    Never raises: an operator that is unknown, or whose tensors are not as TFLite has them, is of
-    class `other` and has its bytes alone. Control flow counts its bodies once (of alternatives,
-    the one with the most multiply-accumulates), since the number of passes is not in the file.
-    """
-    return _op_work(graph, graph, op, ())
-
-
-def graph_macs(graph: Graph) -> int:
-    """Return the multiply-accumulates of one inference; see `op_work`."""
-    return sum(op_work(graph, op).macs for op in graph.ops)
-
-
-def body_work(graph: Graph, work: OpWork) -> tuple[tuple[Op, OpWork], ...]:
-    """Return the operators, with their work, that a control flow operator of `graph` runs once."""
-    return tuple(
-        (op, _op_work(graph, body, op, (body,))) for body in work.bodies for op in body.ops
-    )
-
-
 def _elements(tensor: Tensor) -> int:
-    return math.prod(max(size, 1) if size < 0 else size for size in tensor.shape)
+    return math.prod(abs(size) for size in tensor.shape)  # -1 stands for an unknown size
 
 
-def _op_work(root: Graph, graph: Graph, op: Op, outer: tuple[Graph, ...]) -> OpWork:
+def call_order(root: Graph, graph: Graph) -> list[Graph]:
+    """Return `graph` and all it calls, each once, those called before those that call them.
+
+    Where graphs call one another in a circle, one of them comes too early. Takes no more stack
+    for a longer chain of calls.
+    """
+    found: list[Graph] = []
+    opened: set[int] = set()
+    waiting = [(graph, False)]
+    while waiting:
+        current, is_last_visit = waiting.pop()
+        if is_last_visit:
+            found.append(current)
+        elif id(current) not in opened:
+            opened.add(id(current))
+            waiting.append((current, True))
+            waiting += [(body, False) for op in current.ops for body in _called(root, op)]
+    return found
+
+
+def _graph_macs(root: Graph, graph: Graph, seen: dict[int, int]) -> int:
+    """Return the products of a graph; `seen` keeps those of all graphs on the way."""
+    if id(graph) not in seen:
+        order = [one for one in call_order(root, graph) if id(one) not in seen]
+        seen.update({id(one): 0 for one in order})
+        for one in order:
+            seen[id(one)] = sum(_op_work(root, one, op, seen).macs for op in one.ops)
+    return seen[id(graph)]
+
+
+def _op_work(root: Graph, graph: Graph, op: Op, seen: dict[int, int]) -> OpWork:
     inputs = [graph.tensors[i] if 0 <= i < len(graph.tensors) else None for i in op.inputs]
     outputs = [graph.tensors[i] for i in op.outputs if 0 <= i < len(graph.tensors)]
-    values = [t for t in inputs if t is not None and t.data is None]
-    constants = [t for t in inputs if t is not None and t.data is not None]
-    shape = _arithmetic(op, inputs, outputs)
-    bodies = _bodies(root, op, outer)
-    macs = shape.macs + sum(
-        _op_work(root, body, inner, (*outer, body)).macs for body in bodies for inner in body.ops
-    )
+    present = [tensor for tensor in inputs if tensor is not None]
+    bodies = _bodies(root, op, seen)
+    products = _products(op, inputs, outputs)
     return OpWork(
         kind=op.kind,
-        kernel=shape.kernel,
+        kernel=products.kernel,
         dtype=_dtype(op, inputs, outputs),
-        macs=macs,
-        input_bytes=sum(tensor_bytes(t) for t in values),
+        macs=products.macs + sum(_graph_macs(root, body, seen) for body in bodies),
+        input_bytes=sum(tensor_bytes(t) for t in present if t.data is None),
         output_bytes=sum(tensor_bytes(t) for t in outputs),
-        weight_bytes=sum(tensor_bytes(t) for t in constants),
+        weight_bytes=sum(tensor_bytes(t) for t in present if t.data is not None),
         output_elements=sum(_elements(t) for t in outputs),
-        taps=shape.taps,
-        in_channels=shape.in_channels,
-        out_channels=shape.out_channels,
-        groups=shape.groups,
-        stride=shape.stride,
-        steps=shape.steps,
+        taps=products.taps,
+        in_channels=products.in_channels,
+        out_channels=products.out_channels,
+        groups=products.groups,
+        stride=products.stride,
+        steps=products.steps,
         bodies=bodies,
     )
 
 
+def _called(root: Graph, op: Op) -> tuple[Graph, ...]:
+    """Return the subgraphs that a control flow operator names."""
+    if op.kind not in CONTROL_FLOW or op.is_custom:
+        return ()
+    numbers: list[int] = []
+    for key, value in op.options.items():
+        if key == "subgraph" or key.endswith(("subgraph_index", "subgraph_indices")):
+            numbers += [value] if isinstance(value, int) else list(value or ())
+    bodies = root.subgraphs  # the first subgraph of the file is `root`
+    return tuple(bodies[number - 1] for number in numbers if 0 < number <= len(bodies))
+
+
+def _bodies(root: Graph, op: Op, seen: dict[int, int]) -> tuple[Graph, ...]:
+    """Return the subgraphs that one pass of a control flow operator runs."""
+    found = _called(root, op)
+    if op.kind in ALTERNATIVES and found:
+        found = (max(found, key=lambda body: _graph_macs(root, body, seen)),)
+    return found
+
+
 def _dtype(op: Op, inputs: list[Tensor | None], outputs: list[Tensor]) -> str:
-    """Return the type an operator works on: of its data input, which is not always the first."""
-    first = 2 if op.kind in ("TRANSPOSE_CONV", "CONV_3D_TRANSPOSE") else 0
-    if op.kind in ("SPLIT", "EMBEDDING_LOOKUP"):
-        first = 1
-    if op.kind in ("SELECT", "SELECT_V2"):
-        first = 1
-    if len(inputs) > first and (tensor := inputs[first]) is not None:
-        return tensor.dtype
-    return outputs[0].dtype if outputs else "none"
+    """Return the type an operator works on: that of its data input."""
+    position = DATA_INPUTS.get(op.kind, 0)
+    tensor = inputs[position] if position < len(inputs) else None
+    if tensor is None:
+        tensor = outputs[0] if outputs else None
+    return tensor.dtype if tensor is not None else "none"
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Arithmetic:
+class _Products:
+    """The fields of `OpWork` that say what is multiplied."""
+
     kernel: KernelClass
     macs: int = 0
     taps: int = 1
@@ -182,113 +242,36 @@ class _Arithmetic:
     steps: int = 1
 
 
-def _arithmetic(op: Op, inputs: list[Tensor | None], outputs: list[Tensor]) -> _Arithmetic:
-    """Return what an operator multiplies, and how; class `other` where its tensors don't fit."""
-    if op.is_custom or not outputs:
-        return _Arithmetic(kernel="other")
+def _products(op: Op, inputs: list[Tensor | None], outputs: list[Tensor]) -> _Products:
+    """Return what an operator multiplies; class `other` where its tensors are not as they must."""
+    found = None
+    if outputs and not op.is_custom:
+        if op.kind in MULTIPLIERS:
+            found = MULTIPLIERS[op.kind](op, inputs, outputs[0])
+        elif kernel := KERNEL_CLASSES.get(op.kind):
+            x = _shaped(inputs, 0, 0)
+            taps = _elements(x) // max(1, _elements(outputs[0])) if kernel == "pool" and x else 1
+            found = _Products(kernel=kernel, taps=max(1, taps))
+    return found or _Products(kernel="other")
 
-    def tensor(position: int, rank: int) -> Tensor | None:
-        found = inputs[position] if position < len(inputs) else None
-        return found if found is not None and len(found.shape) >= rank else None
 
-    stride = max(
-        (v for k, v in op.options.items() if k.startswith("stride_") and isinstance(v, int)),
-        default=1,
-    )
-    out, kind = outputs[0], op.kind
-    result: _Arithmetic | None = None
-    if kind in ("CONV_2D", "CONV_3D"):
-        weights, x = tensor(1, 4), tensor(0, 4)
-        if weights and x and kind == "CONV_2D":  # weights (out, kh, kw, in / groups)
-            result = _convolution(_elements(out), weights.shape[1:3], weights.shape[3],
-                                  weights.shape[0], x.shape[3], stride)  # fmt: skip
-        elif weights and x and len(weights.shape) == 5:  # weights (d, h, w, in, out)
-            result = _convolution(_elements(out), weights.shape[:3], weights.shape[3],
-                                  weights.shape[4], x.shape[-1], stride)  # fmt: skip
-    elif kind == "DEPTHWISE_CONV_2D":
-        if weights := tensor(1, 4):  # weights (1, kh, kw, out)
-            result = _Arithmetic(
-                kernel="depthwise",
-                macs=_elements(out) * weights.shape[1] * weights.shape[2],
-                taps=weights.shape[1] * weights.shape[2],
-                in_channels=1,
-                out_channels=1,
-                groups=weights.shape[3],
-                stride=stride,
-            )
-    elif kind in ("TRANSPOSE_CONV", "CONV_3D_TRANSPOSE"):
-        weights, x = tensor(1, 4), tensor(2, 4)
-        if weights and x and kind == "TRANSPOSE_CONV":  # weights (out, kh, kw, in)
-            result = _convolution(_elements(x), weights.shape[1:3], weights.shape[0],
-                                  weights.shape[0], weights.shape[0], stride)  # fmt: skip
-        elif weights and x and len(weights.shape) == 5:  # weights (d, h, w, out, in)
-            result = _convolution(_elements(x), weights.shape[:3], weights.shape[3],
-                                  weights.shape[3], weights.shape[3], stride)  # fmt: skip
-        if result and x and weights:
-            result = _Arithmetic(**{**vars(result), "in_channels": x.shape[-1], "groups": 1})
-    elif kind == "FULLY_CONNECTED":
-        if weights := tensor(1, 2):  # weights (out, in)
-            result = _Arithmetic(
-                kernel="fully_connected",
-                macs=_elements(out) * weights.shape[-1],
-                in_channels=weights.shape[-1],
-                out_channels=weights.shape[-2],
-            )
-    elif kind == "BATCH_MATMUL":
-        if x := tensor(0, 2):
-            depth = x.shape[-2] if op.options.get("adj_x") else x.shape[-1]
-            result = _Arithmetic(
-                kernel="matmul",
-                macs=_elements(out) * depth,
-                in_channels=depth,
-                out_channels=out.shape[-1] if out.shape else 1,
-            )
-    elif kind == "STABLEHLO_DOT_GENERAL":
-        axes = op.options.get("lhs_contracting_dimensions") or ()
-        if (x := tensor(0, 1)) and all(0 <= axis < len(x.shape) for axis in axes):
-            depth = math.prod(x.shape[axis] for axis in axes)
-            result = _Arithmetic(
-                kernel="matmul",
-                macs=_elements(out) * depth,
-                in_channels=depth,
-                out_channels=out.shape[-1] if out.shape else 1,
-            )
-    elif kind == "STABLEHLO_CONVOLUTION":
-        axis = op.options.get("kernel_output_feature_dimension", 0)
-        depth_axis = op.options.get("kernel_input_feature_dimension", 0)
-        if (weights := tensor(1, 2)) and max(axis, depth_axis) < len(weights.shape):
-            channels, depth = weights.shape[axis], weights.shape[depth_axis]
-            taps = _elements(weights) // max(1, channels * depth)
-            groups = op.options.get("feature_group_count") or 1
-            result = _convolution(
-                _elements(out), (taps,), depth, channels, depth * groups,
-                max(op.options.get("window_strides") or (1,)),
-            )  # fmt: skip
-    elif kind in RECURRENT_WEIGHTS:
-        result = _recurrence(op, inputs)
-    elif kind in ("AVERAGE_POOL_2D", "MAX_POOL_2D", "L2_POOL_2D"):
-        taps = op.options.get("filter_height", 1) * op.options.get("filter_width", 1)
-        result = _Arithmetic(kernel="pool", taps=taps, stride=stride)
-    elif KERNEL_CLASSES.get(kind) == "pool" and (x := tensor(0, 0)):
-        result = _Arithmetic(kernel="pool", taps=_elements(x) // max(1, _elements(out)))
-    elif kind in KERNEL_CLASSES:
-        result = _Arithmetic(kernel=KERNEL_CLASSES[kind])
-    return result or _Arithmetic(kernel="other")
+def _shaped(inputs: list[Tensor | None], position: int, rank: int) -> Tensor | None:
+    """Return an input if it is there and has at least `rank` dimensions."""
+    tensor = inputs[position] if position < len(inputs) else None
+    return tensor if tensor is not None and len(tensor.shape) >= rank else None
+
+
+def _stride(op: Op) -> int:
+    strides = [v for k, v in op.options.items() if k.startswith("stride_") and isinstance(v, int)]
+    return max(strides, default=1)
 
 
 def _convolution(
-    positions: int,
-    kernel: tuple[int, ...],
-    depth: int,
-    channels: int,
-    in_channels: int,
-    stride: int,
-) -> _Arithmetic:
-    """Return a convolution whose every one of `positions` costs kernel x depth products."""
-    taps = math.prod(kernel)
-    groups = max(1, in_channels // max(1, depth))
+    positions: int, taps: int, depth: int, channels: int, groups: int, stride: int
+) -> _Products:
+    """Return a convolution whose every one of `positions` sums up taps x depth products."""
     is_depthwise = depth == 1 and groups > 1
-    return _Arithmetic(
+    return _Products(
         kernel="depthwise" if is_depthwise else "conv_1x1" if taps == 1 else "conv_kxk",
         macs=positions * taps * depth,
         taps=taps,
@@ -299,48 +282,122 @@ def _convolution(
     )
 
 
-def _recurrence(op: Op, inputs: list[Tensor | None]) -> _Arithmetic | None:
-    """Return a recurrent layer: every weight once for each sample and step."""
-    x = inputs[0] if inputs else None
-    if x is None or len(x.shape) < 2:
+def _conv_2d(op: Op, inputs: list[Tensor | None], out: Tensor) -> _Products | None:
+    x, weights = _shaped(inputs, 0, 4), _shaped(inputs, 1, 4)
+    if not x or not weights:
         return None
-    steps, samples = 1, x.shape[0]
-    if "SEQUENCE" in op.kind:
-        is_batch_first = len(x.shape) > 2 and not op.options.get("time_major")
-        steps, samples = x.shape[1 if is_batch_first else 0], x.shape[0 if is_batch_first else 1]
-        if len(x.shape) == 2:  # (time, features): one sample
-            samples = 1
+    channels, height, width, depth = weights.shape[:4]
+    groups = max(1, x.shape[3] // max(1, depth))
+    return _convolution(_elements(out), height * width, depth, channels, groups, _stride(op))
+
+
+def _depthwise_conv_2d(op: Op, inputs: list[Tensor | None], out: Tensor) -> _Products | None:
+    weights = _shaped(inputs, 1, 4)
+    if not weights:
+        return None
+    _, height, width, channels = weights.shape[:4]
+    plain = _convolution(_elements(out), height * width, 1, channels, channels, _stride(op))
+    return replace(plain, kernel="depthwise")
+
+
+def _conv_3d(op: Op, inputs: list[Tensor | None], out: Tensor) -> _Products | None:
+    x, weights = _shaped(inputs, 0, 5), _shaped(inputs, 1, 5)
+    if not x or not weights:
+        return None
+    *kernel, depth, channels = weights.shape
+    groups = max(1, x.shape[4] // max(1, depth))
+    return _convolution(_elements(out), math.prod(kernel), depth, channels, groups, _stride(op))
+
+
+def _transpose_conv(op: Op, inputs: list[Tensor | None], _: Tensor) -> _Products | None:
+    """Every input value is multiplied into a window of each output channel."""
+    is_3d = op.kind == "CONV_3D_TRANSPOSE"
+    x, weights = _shaped(inputs, 2, 5 if is_3d else 4), _shaped(inputs, 1, 5 if is_3d else 4)
+    if not x or not weights:
+        return None
+    shape = weights.shape
+    channels, kernel = (shape[3], shape[:3]) if is_3d else (shape[0], shape[1:3])
+    plain = _convolution(_elements(x), math.prod(kernel), channels, channels, 1, _stride(op))
+    return replace(plain, in_channels=x.shape[-1])
+
+
+def _fully_connected(_: Op, inputs: list[Tensor | None], out: Tensor) -> _Products | None:
+    weights = _shaped(inputs, 1, 2)
+    if not weights:
+        return None
+    return _Products(
+        kernel="fully_connected",
+        macs=_elements(out) * weights.shape[-1],
+        in_channels=weights.shape[-1],
+        out_channels=weights.shape[-2],
+    )
+
+
+def _matmul(op: Op, inputs: list[Tensor | None], out: Tensor) -> _Products | None:
+    x = _shaped(inputs, 0, 1)
+    axes = op.options.get("lhs_contracting_dimensions")
+    if axes is None:  # BATCH_MATMUL
+        axes = (-2 if op.options.get("adj_x") else -1,)
+    if not x or not all(-len(x.shape) <= axis < len(x.shape) for axis in axes):
+        return None
+    depth = math.prod(x.shape[axis] for axis in axes)
+    channels = out.shape[-1] if out.shape else 1
+    return _Products(
+        kernel="matmul", macs=_elements(out) * depth, in_channels=depth, out_channels=channels
+    )
+
+
+def _stablehlo_convolution(op: Op, inputs: list[Tensor | None], out: Tensor) -> _Products | None:
+    weights = _shaped(inputs, 1, 2)
+    axes = [op.options.get(f"kernel_{side}_feature_dimension", 0) for side in ("input", "output")]
+    if not weights or not all(0 <= axis < len(weights.shape) for axis in axes):
+        return None
+    depth, channels = (weights.shape[axis] for axis in axes)
+    taps = _elements(weights) // max(1, depth * channels)
+    groups = op.options.get("feature_group_count") or 1
+    stride = max(op.options.get("window_strides") or (1,))
+    return _convolution(_elements(out), taps, depth, channels, groups, stride)
+
+
+def _recurrent(op: Op, inputs: list[Tensor | None], _: Tensor) -> _Products | None:
+    """Every weight is used once for each sample and each step."""
+    x = _shaped(inputs, 0, 2)
+    if not x:
+        return None
     positions = RECURRENT_WEIGHTS[op.kind]
     if op.kind == "LSTM" and len(inputs) == 5:
         positions = BASIC_LSTM_WEIGHTS
-    weights = [t for i in positions if i < len(inputs) and (t := inputs[i]) is not None]
-    return _Arithmetic(
+    steps, samples = 1, x.shape[0]
+    if "SEQUENCE" in op.kind:  # (time, batch, features), or (batch, time, features), or no batch
+        is_time_major = bool(op.options.get("time_major")) or len(x.shape) == 2
+        steps, samples = (x.shape[0], x.shape[1]) if is_time_major else (x.shape[1], x.shape[0])
+        samples = 1 if len(x.shape) == 2 else samples
+    weights = [inputs[position] for position in positions if position < len(inputs)]
+    return _Products(
         kernel="recurrent",
-        macs=steps * samples * sum(_elements(t) for t in weights),
+        macs=steps * samples * sum(_elements(t) for t in weights if t is not None),
         in_channels=x.shape[-1],
         steps=steps,
     )
 
 
-ALTERNATIVES: Final = ("IF", "STABLEHLO_CASE")
-CONTROL_FLOW: Final = ("CALL", "WHILE", "STABLEHLO_WHILE", "STABLEHLO_COMPOSITE", *ALTERNATIVES)
+def _pool_2d(op: Op, _: list[Tensor | None], __: Tensor) -> _Products:
+    taps = op.options.get("filter_height", 1) * op.options.get("filter_width", 1)
+    return _Products(kernel="pool", taps=taps, stride=_stride(op))
 
 
-def _bodies(root: Graph, op: Op, outer: tuple[Graph, ...]) -> tuple[Graph, ...]:
-    """Return the subgraphs that one pass of a control flow operator runs."""
-    if op.kind not in CONTROL_FLOW or op.is_custom:
-        return ()
-    numbers: list[int] = []
-    for key, value in op.options.items():
-        if key == "subgraph" or key.endswith(("subgraph_index", "subgraph_indices")):
-            numbers += [value] if isinstance(value, int) else list(value or ())
-    graphs = (root, *root.subgraphs)
-    found = [graphs[n] for n in numbers if 0 < n < len(graphs)]
-    found = [body for body in found if not any(body is seen for seen in outer)]
-    if op.kind not in ALTERNATIVES or not found:
-        return tuple(found)
-    costs = [
-        sum(_op_work(root, body, inner, (*outer, body)).macs for inner in body.ops)
-        for body in found
-    ]
-    return (found[costs.index(max(costs))],)
+MULTIPLIERS: Final[dict[str, Callable[[Op, list[Tensor | None], Tensor], _Products | None]]] = {
+    "CONV_2D": _conv_2d,
+    "DEPTHWISE_CONV_2D": _depthwise_conv_2d,
+    "CONV_3D": _conv_3d,
+    "TRANSPOSE_CONV": _transpose_conv,
+    "CONV_3D_TRANSPOSE": _transpose_conv,
+    "STABLEHLO_CONVOLUTION": _stablehlo_convolution,
+    "FULLY_CONNECTED": _fully_connected,
+    "BATCH_MATMUL": _matmul,
+    "STABLEHLO_DOT_GENERAL": _matmul,
+    "AVERAGE_POOL_2D": _pool_2d,
+    "MAX_POOL_2D": _pool_2d,
+    "L2_POOL_2D": _pool_2d,
+    **dict.fromkeys(RECURRENT_WEIGHTS, _recurrent),
+}

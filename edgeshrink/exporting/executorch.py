@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, fx
 
 from edgeshrink.errors import ModelError, ToolchainError
-from edgeshrink.exporting.quiet import quiet, reason
+from edgeshrink.quiet import quiet, reason
+from edgeshrink.quantizer.canonical import TORCH_ERRORS
 
 INSTALL = "python -m pip install 'edgeshrink[build]'"
 
@@ -35,8 +36,7 @@ def lower_to_pte(graph_module: fx.GraphModule, example_inputs: Sequence[Tensor])
             exported = torch.export.export(graph_module, tuple(example_inputs))
             edge = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
             return bytes(edge.to_executorch().buffer)
-    except (RuntimeError, ValueError, KeyError, TypeError, AssertionError, NotImplementedError,
-            ExportError, InternalError) as err:  # fmt: skip
+    except (*TORCH_ERRORS, ExportError, InternalError) as err:
         raise ModelError(
             "lowering to .pte",
             f"executorch failed ({type(err).__name__}: {reason(err)})",

@@ -11,10 +11,10 @@ from torch import Tensor, fx, nn
 
 from edgeshrink.artifact import Layout
 from edgeshrink.errors import ModelError, ToolchainError
-from edgeshrink.exporting.quiet import quiet, reason
+from edgeshrink.quiet import quiet, reason
 from edgeshrink.exporting.tflite_passes import finish
 from edgeshrink.quantizer.annotate import Int8Quantizer
-from edgeshrink.quantizer.canonical import propagate_shapes
+from edgeshrink.quantizer.canonical import TORCH_ERRORS, propagate_shapes
 
 aten = torch.ops.aten
 INSTALL = "python -m pip install 'edgeshrink[build]'"
@@ -94,8 +94,7 @@ def lower_to_tflite(
             progress.log = lambda message: None
             edge = litert_torch.convert(wrapped, tuple(shown), quant_config=config)
             data = bytes(edge.model_content())
-    except (RuntimeError, ValueError, KeyError, TypeError, AssertionError, NotImplementedError,
-            IndexError) as err:  # fmt: skip
+    except TORCH_ERRORS as err:
         raise ModelError(
             "lowering to .tflite",
             f"litert-torch failed ({type(err).__name__}: {reason(err)})",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -14,8 +15,22 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from edgeshrink.errors import ModelError
 from edgeshrink.quantizer.decompositions import decomposition_table
+from edgeshrink.quiet import quiet
 
 aten = torch.ops.aten
+
+# What PyTorch and the converters on top of it raise when a model does not suit them.
+TORCH_ERRORS: Final = (
+    torch._dynamo.exc.TorchDynamoException,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    KeyError,
+    IndexError,
+    AssertionError,
+    NotImplementedError,
+)
 
 IDENTITIES: Final = {
     aten.clone.default,
@@ -52,9 +67,10 @@ def trace(model: torch.nn.Module, example_inputs: tuple[Tensor, ...]) -> Exporte
     """Trace `model` in eval mode; ModelError if that fails."""
     name = type(model).__name__
     try:
-        return torch.export.export(model.eval(), example_inputs)
-    except (torch._dynamo.exc.TorchDynamoException, RuntimeError, TypeError, ValueError,
-            AttributeError, KeyError, IndexError, AssertionError, NotImplementedError) as err:  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(model.eval(), example_inputs)
+    except TORCH_ERRORS as err:
         reason = str(err).strip().splitlines()[0][:300] if str(err).strip() else type(err).__name__
         fix = "write the branch with tensor operations or make its condition a constant; "
         dynamic = "data-dependent" in str(err) or "GuardOnDataDependent" in type(err).__name__
@@ -82,16 +98,17 @@ def canonical_program(
         ModelError: the model can't be traced.
     """
     program = model if isinstance(model, ExportedProgram) else trace(model, example_inputs)
-    graph_module = program.run_decompositions(decomposition_table()).module(check_guards=False)
-    for apply in PASSES:
-        apply(graph_module)
+    with quiet():
+        graph_module = program.run_decompositions(decomposition_table()).module(check_guards=False)
+        for apply in PASSES:
+            apply(graph_module)
+            graph_module.graph.eliminate_dead_code()
+            graph_module.recompile()
+        _drop_unused_state(graph_module)
+        propagate_shapes(graph_module, example_inputs)
+        _cancel_views(graph_module)
         graph_module.graph.eliminate_dead_code()
         graph_module.recompile()
-    _drop_unused_state(graph_module)
-    propagate_shapes(graph_module, example_inputs)
-    _cancel_views(graph_module)
-    graph_module.graph.eliminate_dead_code()
-    graph_module.recompile()
     return graph_module
 
 
@@ -110,6 +127,13 @@ def constant_of(graph_module: fx.GraphModule, node: Any) -> Tensor | None:
     for part in str(node.target).split("."):
         owner = getattr(owner, part)
     return owner.detach() if isinstance(owner, Tensor) else None
+
+
+def set_constant(graph_module: fx.GraphModule, node: fx.Node, value: Tensor) -> None:
+    """Overwrite the tensor that a `get_attr` node holds."""
+    held = constant_of(graph_module, node)
+    assert held is not None
+    held.copy_(value)
 
 
 def add_constant(

@@ -102,4 +102,7 @@ REMEDIES: Final[dict[str, str]] = {
     "topk": "sort outside of the model",
     "conv3d": "use 2-D convolutions; int8 runtimes have no 3-D ones",
     "where": "blend with a multiplication, or branch outside of the model",
-}
+} | dict.fromkeys(
+    ("gt", "lt", "ge", "le", "eq", "ne", "logical_and", "logical_or", "logical_not"),
+    "blend with a multiplication, or branch outside of the model",
+)

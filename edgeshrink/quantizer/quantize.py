@@ -12,6 +12,9 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from edgeshrink.errors import ModelError
 from edgeshrink.quantizer.annotate import Int8Quantizer
+from edgeshrink.quantizer.canonical import constant_of, set_constant
+from edgeshrink.quantizer.operators import RULES
+from edgeshrink.quiet import quiet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +50,8 @@ def quantize(
             is not finite.
     """
     quantizer = Int8Quantizer(observer)
-    prepared = prepare_pt2e(graph_module, quantizer)
+    with quiet():
+        prepared = prepare_pt2e(graph_module, quantizer)
     count = 0
     with torch.no_grad():
         for inputs in calibration:
@@ -66,6 +70,40 @@ def quantize(
         raise ModelError(
             "calibration data", "is empty", "give at least one sample (16 to 512 are usual)"
         )
-    unfolded = convert_pt2e(copy.deepcopy(prepared), fold_quantize=False)
-    folded = convert_pt2e(prepared, fold_quantize=True)
+    with quiet():
+        unfolded = convert_pt2e(copy.deepcopy(prepared), fold_quantize=False)
+        folded = convert_pt2e(prepared, fold_quantize=True)
+        for graph in (unfolded, folded):
+            snap_constants(graph)
     return Quantized(quantizer=quantizer, unfolded=unfolded, folded=folded)
+
+
+def snap_constants(graph_module: fx.GraphModule) -> None:
+    """Put float weights and biases on the grid of their integers, in place.
+
+    The two lowerings round constants each in its own arithmetic (multiplying by an inverse here,
+    dividing there). A value on the grid rounds to the same integer in both; one near a tie might
+    not, and then the two files differ in the last bit of a few outputs.
+    """
+    for node in graph_module.graph.nodes:
+        rule = RULES.get(node.target)
+        if rule is None or rule.kind != "weighted":
+            continue
+        source, weight = node.args[0], node.args[1]
+        scales = constant_of(graph_module, weight.args[1])  # (output channels,)
+        assert scales is not None
+        stored = weight.args[0]
+        if stored.op == "call_function":  # quantized on the fly from a float weight
+            values = constant_of(graph_module, stored.args[0])
+            assert values is not None
+            shape = [-1 if axis == rule.weight_axis else 1 for axis in range(values.dim())]
+            grid = scales.to(values.dtype).reshape(shape)
+            codes = torch.clamp(torch.round(values / grid), -127, 127)
+            set_constant(graph_module, stored.args[0], codes * grid)
+        if len(node.args) > 2 and node.args[2] is not None:
+            bias = constant_of(graph_module, node.args[2])
+            assert bias is not None
+            unit = scales.double() * float(source.args[1])
+            if rule.weight_axis == 1 and unit.numel() != bias.numel():
+                continue  # grouped transposed convolution: a channel's scale serves all groups
+            set_constant(graph_module, node.args[2], (torch.round(bias / unit) * unit).float())

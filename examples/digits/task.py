@@ -11,7 +11,7 @@ from torch import nn
 from edgeshrink.task import ArraySplit, Predict, Task, Training
 
 
-def build(*, seed: int, epochs: int = 30, width: int = 24) -> Task:
+def build(*, seed: int, epochs: int = 20, width: int = 16) -> Task:
     """Return the task; `--set epochs=10 --set width=8` reach the parameters."""
     digits = load_digits()
     images = (digits.images[:, None] / 16).astype(np.float32)  # (1797, 1, 8, 8), in [0, 1]

@@ -13,13 +13,13 @@ from typing import Any
 import flatbuffers
 import numpy as np
 import pytest
-import tiny_models
 from ai_edge_litert import schema_py_generated as S
 
 from edgeshrink.errors import ModelError
 from edgeshrink.flatbuffer import SCALARS, Field, parse_schema, read_flatbuffer
 from edgeshrink.graph_reader import pack_inline, read_graph, read_graph_file, strip_names
 from edgeshrink.tflite_schema import DTYPES, OPERATORS, SCHEMA
+from tests import tiny_models
 
 SPELLED_OTHERWISE = {"fused_activation_function": "activation"}
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_models
 
 from edgeshrink.errors import ConfigError, ModelError, ToolchainError
 from edgeshrink.runtimes import ENGINES, ModelRunner, open_model, read_pte, runner, worker
 from edgeshrink.runtimes.runner import PYTHON_VARIABLE
+from tests import tiny_models
 
 LITERT = ("litert", "litert-builtin", "litert-reference")
 needs_old_runtime = pytest.mark.skipif(
@@ -304,10 +304,27 @@ def test_what_the_runtime_prints_reaches_nobody(capfd: pytest.CaptureFixture[str
     assert capfd.readouterr() == ("", "")
 
 
+def test_noise_on_stdout_reaches_nobody_and_does_not_disturb(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    python = tmp_path / "noisy python"
+    python.write_text(f'#!/bin/sh\necho noise\necho noise >&2\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    with open_model(tiny_models.fully_connected(), "litert", python=str(python)) as model:
+        assert model.run(np.zeros((1, 4), np.int8))[0].shape == (1, 3)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_ctrl_c_is_left_to_the_parent() -> None:
+    with open_model(tiny_models.fully_connected(), "litert") as model:
+        os.kill(model.pid, signal.SIGINT)
+        assert model.run(np.zeros((1, 4), np.int8))[0].shape == (1, 3)
+
+
 PARENT = """
 import os, sys, time, numpy as np
-sys.path.insert(0, {tests!r})
-import tiny_models
+sys.path.insert(0, {repo!r})
+from tests import tiny_models
 from edgeshrink.runtimes import open_model
 with open_model(tiny_models.float_dense(1024), "litert-reference") as model:
     print(model.pid, flush=True)
@@ -319,8 +336,10 @@ with open_model(tiny_models.float_dense(1024), "litert-reference") as model:
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, -signal.SIGINT)]
 )
-def test_the_worker_ends_when_its_parent_does(number: signal.Signals, code: int) -> None:
-    script = PARENT.format(tests=str(Path(tiny_models.__file__).parent))
+def test_the_worker_ends_when_its_parent_does(
+    number: signal.Signals, code: int, repo: Path
+) -> None:
+    script = PARENT.format(repo=str(repo))
     with subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as parent:
@@ -328,6 +347,7 @@ def test_the_worker_ends_when_its_parent_does(number: signal.Signals, code: int)
         pid = int(parent.stdout.readline())
         time.sleep(0.3)
         assert is_alive(pid)
+        os.kill(pid, signal.SIGSTOP)  # as if it hung: it can't notice anything by itself
         parent.send_signal(number)
         assert parent.wait(20) == code
     assert wait_for_end(pid)
