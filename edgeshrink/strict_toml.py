@@ -87,9 +87,7 @@ class Table:
         """Take a boolean."""
         return self._take(key, default, (bool,), "true or false")
 
-    def number(
-        self, key: str, low: float, high: float, default: Any = REQUIRED
-    ) -> Any:
+    def number(self, key: str, low: float, high: float, default: Any = REQUIRED) -> Any:
         """Take a number in [low, high]."""
         value = self._take(key, default, (int, float), f"a number in [{low:g}, {high:g}]")
         return self._checked(key, value, low, high, "a number")
@@ -117,9 +115,7 @@ class Table:
         """Take a duration with its unit (`"20 ms"`), in milliseconds."""
         return self._quantity(key, default, parse_ms, "20 ms")
 
-    def texts(
-        self, key: str, default: Any = REQUIRED, choices: Iterable[str] = ()
-    ) -> Any:
+    def texts(self, key: str, default: Any = REQUIRED, choices: Iterable[str] = ()) -> Any:
         """Take a list of strings, each one of `choices` where there are any, as a tuple."""
         values = self._take(key, default, (list,), "a list of strings")
         if values is default:

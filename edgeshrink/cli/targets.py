@@ -24,9 +24,9 @@ def command(name: str | None, as_json: bool) -> None:
             print_json({key: {"value": v, "source": s} for key, v, s in facts})
             return
         width = max(len(key) for key, _, _ in facts)
-        values = max(len(str(v)) for _, v, _ in facts)
         for key, value, source in facts:
-            print(f"{key:<{width}}  {value!s:<{min(values, 40)}}  {source}".rstrip())
+            text = " ".join(value) if isinstance(value, list) else str(value)
+            print(f"{key:<{width}}  {text:<24}  {source}".rstrip())
         return
     targets = list_targets()
     if as_json:

@@ -30,7 +30,7 @@ def build(
     seed: int,
     model: Literal["resnet8", "resnet20"] = "resnet8",
     checkpoint: Path | None = None,
-    epochs: int = 20,
+    epochs: int = 10,
 ) -> Task:
     """Return the task.
 

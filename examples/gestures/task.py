@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -12,18 +11,16 @@ from torch import nn
 from edgeshrink.task import ArraySplit, Predict, Task, Training, find_data
 
 WINDOW, STRIDE = 128, 32  # samples at 100 Hz: 1.28 s every 0.32 s
+N_SAMPLES = 400  # of a whole recording: 4 s
 ONE_G = 16384  # what the sensor's int16 samples call 1 g
-KINDS = {  # name -> (prefix in the .npz, folder in the repository, samples of a whole recording)
-    "gestures": ("cgestures", "cgestures/har_record", 400),
-    "exercises": ("har_exercise_1", "har_record_exercises_1/data", 1000),
-}
+CLASSES = ("idle", "snake", "updown", "wave")
+FOLDER = "examples/har_trees/data/raw/cgestures/har_record"  # in the repository
 
 
 def build(
     *,
     data: Path | None,
     seed: int,
-    recordings: Literal["gestures", "exercises"] = "gestures",
     epochs: int = 40,
 ) -> Task:
     """Return the task.
@@ -31,10 +28,9 @@ def build(
     Args:
         data: Folder with `emlearn_har_small.npz` or with the recordings of its source.
         seed: Chooses which recordings are for training, validation and test.
-        recordings: Hand gestures (19 recordings) or exercises (32).
         epochs: Of training.
     """
-    waves, labels, classes = read_recordings(data, recordings)
+    waves, labels = read_recordings(data)
     part = assign_parts(labels, np.random.default_rng(seed))
     splits = {}
     for name in ("train", "validation", "test"):
@@ -56,7 +52,7 @@ def build(
         return float(np.concatenate(hits).mean())
 
     return Task(
-        model=Net(n_classes=len(classes)),
+        model=Net(n_classes=len(CLASSES)),
         example_inputs=(torch.from_numpy(splits["train"].inputs[0][:1]),),
         data=splits,
         evaluate=evaluate,
@@ -65,28 +61,24 @@ def build(
     )
 
 
-def read_recordings(
-    data: Path | None, kind: str
-) -> tuple[list[np.ndarray], np.ndarray, list[str]]:
-    """Return the recordings (samples, 3) in g, the class of each, and the names of the classes."""
-    prefix, folder, length = KINDS[kind]
+def read_recordings(data: Path | None) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return the recordings (400, 3) in g, and the class of each."""
     path = find_data(
-        ("emlearn_har_small.npz", folder, f"emlearn-micropython/examples/har_trees/data/raw/{folder}"),
+        ("emlearn_har_small.npz", "har_record", FOLDER, f"emlearn-micropython/{FOLDER}"),
         data,
-        what="the accelerometer recordings",
+        what="the recordings of gestures",
         where_from="https://github.com/emlearn/emlearn-micropython",
     )
     if path.is_dir():
-        files = sorted(path.glob("*_*.npy"))  # 2025-06-15T192744_snake.npy
-        loaded = [(file.stem.rpartition("_")[2], np.load(file, allow_pickle=False)) for file in files]
-        whole = [(name, a) for name, a in loaded if len(a) == length]  # not those broken off early
-        classes = sorted({name for name, _ in whole})
-        labels = np.array([classes.index(name) for name, _ in whole], np.int64)
-        return [a.astype(np.float32) / ONE_G for _, a in whole], labels, classes
+        # 80 bytes of header and 3 int16 a sample; recordings that broke off early are shorter
+        whole = [f for f in sorted(path.glob("*_*.npy")) if f.stat().st_size == 80 + 6 * N_SAMPLES]
+        waves = [np.load(f, allow_pickle=False).astype(np.float32) / ONE_G for f in whole]
+        names = [f.stem.rpartition("_")[2] for f in whole]  # 2025-06-15T192744_snake.npy
+        return waves, np.array([CLASSES.index(name) for name in names], np.int64)
     file = np.load(path)
-    samples, offset = file[f"{prefix}_acc"], file[f"{prefix}_offset"]
+    samples, offset = file["cgestures_acc"], file["cgestures_offset"]
     waves = [samples[start:end] for start, end in zip(offset[:-1], offset[1:], strict=True)]
-    return waves, file[f"{prefix}_label"].astype(np.int64), list(file[f"{prefix}_classes"])
+    return waves, file["cgestures_label"].astype(np.int64)
 
 
 def assign_parts(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:

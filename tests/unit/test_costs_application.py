@@ -21,7 +21,7 @@ from edgeshrink.costs import application
 from edgeshrink.costs.application import ENGINES, NEAREST_CORES, latency, validation
 from edgeshrink.errors import ConfigError
 from edgeshrink.graph import Graph, Op, Tensor
-from edgeshrink.target import Cpu, Memory, Ops, Target
+from edgeshrink.target import Cpu, Memory, Ops, Target, list_targets
 
 Shape = tuple[int, ...]
 CORES = ("cortex-a7", "cortex-a53", "cortex-a55", "cortex-a72", "cortex-a73", "cortex-a76")
@@ -212,6 +212,27 @@ def test_cores_without_rows_take_a_relative_and_are_not_validated(core):
     own = latency(net(), a_target(relative), runtime="litert", threads=1)
     assert found.total_ms == own.total_ms
     assert found.high_ms >= own.high_ms
+
+
+def test_every_application_processor_of_the_package_has_a_finite_band():
+    targets = [t for t in list_targets() if t.kind == "application-processor"]
+    targets = [t for t in targets if t.cpu.core != "host"]
+    names = {"rpi4", "rpi5", "rpi3b+", "rpi-zero-2w", "pixel4", "android-arm64"}
+    assert names <= {t.name for t in targets}
+    for target in targets:
+        for dtype in ("int8", "float32"):
+            for threads in (1, target.cpu.n_cores):
+                found = latency(net(dtype=dtype), target, runtime="litert", threads=threads)
+                assert 0 < found.low_ms <= found.total_ms <= found.high_ms < math.inf, target.name
+                assert found.basis
+
+
+def test_every_other_target_of_the_package_is_refused_by_name():
+    others = [t for t in list_targets() if t.kind == "microcontroller" or t.cpu.core == "host"]
+    assert len(others) > 5
+    for target in others:
+        with pytest.raises(ConfigError, match=target.name):
+            latency(net(), target, runtime="litert", threads=1)
 
 
 @pytest.mark.parametrize("core", [*CORES, "cortex-a75"])
