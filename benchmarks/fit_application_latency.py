@@ -808,6 +808,7 @@ def data_file(results: Results, folder: Path) -> dict[str, Any]:
     engines = sorted(ENGINE_TERMS)
     macs = {e: [r.macs for r in study.rows if r.engine == e] for e in engines}
     tables = ("cortexa.csv", "ncnn_layers.csv")
+    known_board = results.model_out.known_board
     return {
         "about": "Written by benchmarks/fit_application_latency.py. Rates are cycles per "
         "multiply-accumulate, per window element (pool), per byte, per operator (ops); widths are "
@@ -826,6 +827,10 @@ def data_file(results: Results, folder: Path) -> dict[str, Any]:
             "other_core": {**summary(results.core_out.values()),
                            "width": width(results.core_out.values())},
             "xnnpack": {"rows": len(results.engine_out), "width": results.xnnpack_width()},
+        },
+        "comparison": {
+            "constant_cycles_per_mac": summary(results.baseline.values()),
+            "model_left_out_board_known": summary(known_board[i] for i in results.baseline),
         },
         "cores": cores,
     }  # fmt: skip
@@ -916,8 +921,8 @@ def report(results: Results, folder: Path) -> str:
         "ncnn computes 3x3 convolutions with fewer products than are counted (Winograd); they "
         "have a rate of their own there.\nXNNPACK does not: its larger windows cost what its 1x1 "
         "convolutions cost, times a factor fitted to ResNet rows. Its rates\nare ncnn's times "
-        "four factors (for products and for bytes; cores with and without dot products), fitted "
-        "to its rows.\n",
+        "factors fitted to its rows: for products and for bytes, by type, and for cores with and "
+        "without dot products.\n",
         "## Against constant cycles per multiply-accumulate, on the same rows\n",
         "The constant is the mean over the other models of the same board, type and threads. It "
         "knows the board, so the\nfair comparison is the line *board known*. The package predicts "
@@ -1051,9 +1056,15 @@ def outside_checks(folder: Path) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, add_help=True)
     parser.add_argument("anchors", type=Path, help="folder with the calibration tables")
+    parser.add_argument(
+        "--json", action="store_true", help="print the data file, and write and print nothing else"
+    )
     options = parser.parse_args(arguments)
     results = study_all(read_rows(options.anchors), read_scaling(options.anchors))
     text = json.dumps(rounded(data_file(results, options.anchors)), indent=1) + "\n"
+    if options.json:
+        sys.stdout.write(text)
+        return
     application.DATA.write_text(text, encoding="utf-8")  # before `report`, which prices with it
     sys.stdout.write(report(results, options.anchors))
 

@@ -159,6 +159,29 @@ def find_task(spec: str) -> TaskSource:
     raise ConfigError(f"task {spec!r}", fault, fix)
 
 
+def init_task(folder: Path) -> list[Path]:
+    """Write a task that works as it is into `folder`, to start from; return the files written.
+
+    Raises:
+        ConfigError: One of the files is there already (nothing is written then), or the folder
+            can't be written.
+    """
+    template = Path(__file__).parent / "task_template"
+    contents = {folder / name: (template / name).read_bytes() for name in (TASK_FILE, "task.py")}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in contents:
+            if path.exists():
+                raise ConfigError(str(path), "exists already", "name another folder, or move it away")
+        for path, content in contents.items():
+            with path.open("xb") as file:
+                file.write(content)
+    except OSError as err:
+        fault = f"can't be written ({err.strerror})"
+        raise ConfigError(str(err.filename or folder), fault, "name another folder") from err
+    return list(contents)
+
+
 def _read_task_file(folder: Path) -> TaskSource:
     path = folder / TASK_FILE
     if not path.is_file():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgeshrink.cli.output import print_json, progress, show_figure
+from edgeshrink.quiet import quiet
 from edgeshrink.units import format_bytes
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def command(
             data=calibration or data,
             seed=seed,
         )
-        from edgeshrink.build import build
+        with quiet():  # what PyTorch says while it is imported
+            from edgeshrink.build import build
 
         report("loading", 1.0, "")
         folder = out or Path("build") / f"{task.name}-{target.name}"

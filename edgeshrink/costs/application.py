@@ -119,7 +119,7 @@ def latency(graph: Graph, target: Target, *, runtime: str, threads: int) -> Late
 
     Raises:
         ConfigError: `target` is a microcontroller, or the host, which is measured instead; its
-            core is not a Cortex-A; `runtime` or `threads` is not valid.
+            core is not a Cortex-A, or its clock is not known; `runtime` or `threads` is not valid.
     """
     if runtime not in ENGINES:
         raise ConfigError(f"runtime {runtime!r}", "has no latency model", nearest(runtime, ENGINES))
@@ -128,9 +128,12 @@ def latency(graph: Graph, target: Target, *, runtime: str, threads: int) -> Late
     engine, core = ENGINES[runtime], _model_core(target)
     has_fp16 = "fp16" in target.cpu.isa
     n_threads = min(threads, max(1, target.cpu.n_cores))
+    clock_mhz = target.cpu.clock_mhz
+    if clock_mhz is None:
+        raise ConfigError(f"target {target.name}", "has no cpu.clock_mhz", "add the core's clock")
     price = _Price(core=core, engine=engine, has_fp16=has_fp16, n_threads=n_threads)
     works = graph_work(graph, known=price.body_macs)
-    ms_per_cycle = 1e-3 / target.cpu.clock_mhz
+    ms_per_cycle = 1e-3 / clock_mhz
     ops = [price.op_cycles(graph, work) for work in works]
     fitted_ms = sum(fitted for fitted, _ in ops) * ms_per_cycle
     assumed_ms = sum(assumed for _, assumed in ops) * ms_per_cycle
