@@ -1,8 +1,8 @@
-"""How far the engines lie apart on exported networks, in LSB of the output: `python benchmarks/engine_agreement.py`.
+"""How far the engines lie apart on exported networks, in LSB of the output.
 
-Prints a markdown table. The reference is LiteRT with XNNPACK; each cell is the largest difference
-over all outputs and the share of values that differ. tflite-runtime is measured where
-EDGESHRINK_TFLITE_RUNTIME_PYTHON names a Python that has it.
+`python benchmarks/engine_agreement.py` prints a markdown table. The reference is LiteRT with
+XNNPACK; each cell is the largest difference over all outputs and the share of values that differ.
+tflite-runtime is measured where EDGESHRINK_TFLITE_RUNTIME_PYTHON names a Python that has it.
 """
 
 from __future__ import annotations

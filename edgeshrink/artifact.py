@@ -105,6 +105,11 @@ def file_entry(data: bytes) -> FileEntry:
     return FileEntry(sha256=hashlib.sha256(data).hexdigest(), n_bytes=len(data))
 
 
+def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a dataclass's fields as JSON gave them, lists made tuples."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+
+
 def read_artifact(folder: Path) -> Artifact:
     """Read the artifact in `folder`, check every digest; ConfigError names what is wrong."""
     manifest = folder / MANIFEST
@@ -117,10 +122,7 @@ def read_artifact(folder: Path) -> Artifact:
                 "build it again",
             )
         specs = {
-            side: tuple(
-                IoSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in spec.items()})
-                for spec in content[side]
-            )
+            side: tuple(IoSpec(**_tuples(spec)) for spec in content[side])
             for side in ("inputs", "outputs")
         }
         files = {
@@ -130,7 +132,11 @@ def read_artifact(folder: Path) -> Artifact:
         same = ("name", "target", "engine", "quantization", "structure", "metric", "scores",
                 "recipe", "versions", "seed")  # fmt: skip
         artifact = Artifact(
-            folder=folder, **specs, files=files, **{key: content[key] for key in same}
+            folder=folder,
+            inputs=specs["inputs"],
+            outputs=specs["outputs"],
+            files=files,
+            **{key: content[key] for key in same},
         )
     except FileNotFoundError:
         raise ConfigError(str(folder), f"holds no {MANIFEST}", "give a built artifact") from None

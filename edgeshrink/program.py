@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from edgeshrink.errors import ConfigError, ModelError
-from edgeshrink.task import ArraySplit, Arrays, Task
+from edgeshrink.task import Arrays, ArraySplit, Task
 from edgeshrink.task_checks import check_array, check_task
 
 PROBE_TIMEOUT_S: Final = 300.0
@@ -34,7 +34,9 @@ values = [named[name] for name in program.graph_signature.user_inputs]
 inputs = [torch.zeros([int(size) for size in v.shape], dtype=v.dtype) for v in values]
 program.module(check_guards=False)(*inputs)
 """
-DAMAGED: Final = "the file is damaged, or not made by torch.export.save of this PyTorch: save it again"
+DAMAGED: Final = (
+    "the file is damaged, or not made by torch.export.save of this PyTorch: save it again"
+)
 
 
 class ProgramModule(nn.Module):

@@ -35,7 +35,7 @@ def score(task: Task, predict: Predict, split: str) -> float:
         value: Any = task.evaluate(predict, split)
     if isinstance(value, np.ndarray) or type(value).__module__.partition(".")[0] == "torch":
         value = value.item() if math.prod(value.shape) == 1 else value  # a 0-d array or tensor
-    if not isinstance(value, (numbers.Real, np.number)) or isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, (numbers.Real, np.number)):
         raise ConfigError(where, f"returned {value!r:.80}", "it must return one number")
     if not math.isfinite(value):
         fix = "look for NaN in the model's outputs, or for a division by zero in the metric"

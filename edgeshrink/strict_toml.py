@@ -1,4 +1,4 @@
-"""TOML read strictly: every key is known, of the right type, unit and range, or the error says so."""
+"""TOML read strictly: every key known, of the right type, unit and range, or the error says so."""
 
 from __future__ import annotations
 

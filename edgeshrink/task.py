@@ -122,9 +122,7 @@ class Task:
     folder: Path | None = None
 
 
-def find_data(
-    name: str | Sequence[str], data: Path | None, *, what: str, where_from: str
-) -> Path:
+def find_data(name: str | Sequence[str], data: Path | None, *, what: str, where_from: str) -> Path:
     """Return the path of a data set in the folder that the user named.
 
     Args:
@@ -146,7 +144,9 @@ def find_data(
     if data is None:
         fault, put = "no data folder is given", "put it into a folder"
     else:
-        fault = f"not found in {data}" if data.is_dir() else f"the data folder {data} does not exist"
+        fault = (
+            f"not found in {data}" if data.is_dir() else f"the data folder {data} does not exist"
+        )
         put = "put it into that folder"
     raise ConfigError(
         what,

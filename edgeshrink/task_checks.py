@@ -39,8 +39,9 @@ def check_task(task: Any, where: str, *, folder: Path | None) -> Task:
     if not isinstance(task, Task):
         fix = "return edgeshrink.task.Task(model=..., example_inputs=..., data=...)"
         raise ConfigError(where, f"returned {_kind(task)}, not a Task", fix)
-    if not isinstance(task.model, nn.Module):
-        fault = f"model is {_kind(task.model)}, not a torch.nn.Module"
+    model: object = task.model
+    if not isinstance(model, nn.Module):
+        fault = f"model is {_kind(model)}, not a torch.nn.Module"
         raise ConfigError(where, fault, "give the module itself")
     _check_functions(task, where)
     examples = _check_examples(task.example_inputs, where)
@@ -52,7 +53,10 @@ def check_task(task: Any, where: str, *, folder: Path | None) -> Task:
 
 def check_weights(model: nn.Module, where: str) -> None:
     """Raise ModelError for the first parameter or buffer that holds NaN or infinity."""
-    for kind, tensors in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
+    for kind, tensors in (
+        ("parameter", model.named_parameters()),
+        ("buffer", model.named_buffers()),
+    ):
         for name, tensor in tensors:
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 bad = int((~torch.isfinite(tensor)).sum())
@@ -124,12 +128,15 @@ def _check_examples(examples: Any, where: str) -> tuple[Tensor, ...]:
 def _check_splits(
     task: Task, examples: tuple[Tensor, ...], where: str, folder: Path | None
 ) -> None:
-    if not isinstance(task.data, Mapping):
+    data: object = task.data
+    if not isinstance(data, Mapping):
         fix = 'give {"train": ..., "validation": ..., "test": ...}'
-        raise ConfigError(where, f"data is {_kind(task.data)}", fix)
+        raise ConfigError(where, f"data is {_kind(data)}", fix)
     for name in task.data:
         if name not in SPLITS:
-            raise ConfigError(where, f"data has an unknown split {name!r}", nearest(str(name), SPLITS))
+            raise ConfigError(
+                where, f"data has an unknown split {name!r}", nearest(str(name), SPLITS)
+            )
     if "calibration" not in task.data and "train" not in task.data:
         fix = "quantization observes typical inputs: add one of them (16 to 512 samples are usual)"
         raise ConfigError(where, "data has neither 'calibration' nor 'train'", fix)
@@ -172,13 +179,15 @@ def _check_first_batch(
 
 
 def check_array(array: np.ndarray[Any, Any], example: Tensor, where: str) -> None:
-    """Raise ConfigError unless `array` (n, ...) is a batch of samples such as `example` (1, ...)."""
+    """Raise ConfigError unless `array` (n, ...) holds samples such as `example` (1, ...)."""
     needed = str(example.dtype).removeprefix("torch.")
     if array.dtype.kind not in ARRAY_KINDS or array.dtype.name != needed:
         fix = f"the example input is {needed}: use .astype({needed!r}) on one of them"
         raise ConfigError(where, f"is {array.dtype.name}", fix)
     if array.shape[1:] != tuple(example.shape[1:]):
-        fault = f"has samples of shape {array.shape[1:]}, the example input {tuple(example.shape[1:])}"
+        fault = (
+            f"has samples of shape {array.shape[1:]}, the example input {tuple(example.shape[1:])}"
+        )
         raise ConfigError(where, fault, "both must be in the layout that the model takes")
     if not len(array):
         raise ConfigError(where, "is empty", "give at least one sample")

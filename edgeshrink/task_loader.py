@@ -1,4 +1,4 @@
-"""Find the function that makes a task, give it its parameters, call it, and check what it returns."""
+"""Find the function that makes a task, give it its parameters, call it, check what it returns."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from edgeshrink.user_code import UserCode
 
 TASK_FILE: Final = "edgeshrink.toml"
 DATA_VARIABLE: Final = "EDGESHRINK_DATA"
-RESERVED: Final = {"data": "--data DIR", "seed": "--seed N"}  # parameters that have their own option
+# Parameters that have an option of their own.
+RESERVED: Final = {"data": "--data DIR", "seed": "--seed N"}
 BOOLEANS: Final = {
     "true": True, "yes": True, "on": True, "1": True,
     "false": False, "no": False, "off": False, "0": False,
@@ -172,7 +173,9 @@ def init_task(folder: Path) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         for path in contents:
             if path.exists():
-                raise ConfigError(str(path), "exists already", "name another folder, or move it away")
+                raise ConfigError(
+                    str(path), "exists already", "name another folder, or move it away"
+                )
         for path, content in contents.items():
             with path.open("xb") as file:
                 file.write(content)

@@ -34,7 +34,9 @@ def train(task: Task, *, seed: int, progress: Progress | None = None) -> None:
         ModelError: The loss or a weight becomes NaN or infinite.
     """
     if task.training is None or task.loss is None:
-        raise ConfigError(f"task {task.name!r}", "has no training or no loss", "there is nothing to do")
+        raise ConfigError(
+            f"task {task.name!r}", "has no training or no loss", "there is nothing to do"
+        )
     rank = None
     if task.evaluate is not None:
         sign = 1.0 if task.metric.direction == "higher" else -1.0
@@ -96,7 +98,7 @@ def fit(
                 value = loss(model(*map(_tensor, inputs)), _tensors(targets))
                 _check_loss(value, where, training)
                 optimizer.zero_grad(set_to_none=True)
-                value.backward()
+                value.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 if step < n_steps - 1:  # a split may well be a batch longer than it said
                     scheduler.step()

@@ -52,10 +52,14 @@ class UserCode:
         module = error.name if isinstance(error, ModuleNotFoundError) else None
         if module and module.partition(".")[0] in BUILD_MODULES:
             install = "python -m pip install 'edgeshrink[build]'"
-            raise ToolchainError(self._where, f"needs {module}, which is missing", install) from error
+            raise ToolchainError(
+                self._where, f"needs {module}, which is missing", install
+            ) from error
         message = " ".join(str(error).split())[:MAX_MESSAGE]
         what = f"raised {type(error).__name__}" + (f": {message}" if message else "")
-        raise self._kind(self._where, what + _place(error, trace, self._folder), self._fix) from error
+        raise self._kind(
+            self._where, what + _place(error, trace, self._folder), self._fix
+        ) from error
 
 
 def _place(error: BaseException, trace: TracebackType | None, folder: Path | None) -> str:

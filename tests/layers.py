@@ -113,8 +113,13 @@ SUPPORTED: dict[str, tuple[Layer, ...]] = {
     "Conv1d, MaxPool1d, AvgPool1d": (
         Layer(
             make=lambda: nn.Sequential(
-                nn.Conv1d(3, 8, 3, padding=1), nn.BatchNorm1d(8), nn.ReLU(), nn.MaxPool1d(2),
-                nn.Conv1d(8, 8, 3, padding="same"), nn.ReLU(), nn.AvgPool1d(2),
+                nn.Conv1d(3, 8, 3, padding=1),
+                nn.BatchNorm1d(8),
+                nn.ReLU(),
+                nn.MaxPool1d(2),
+                nn.Conv1d(8, 8, 3, padding="same"),
+                nn.ReLU(),
+                nn.AvgPool1d(2),
             ),
             shape=SIGNAL,
         ),
@@ -188,9 +193,7 @@ SUPPORTED: dict[str, tuple[Layer, ...]] = {
     "squeeze-and-excite": (Layer(make=SqueezeExcite, shape=MAP),),
     "MultiheadAttention, TransformerEncoderLayer (no mask), matmul": (
         Layer(make=SelfAttention, shape=SEQUENCE),
-        Layer(
-            make=lambda: nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), shape=SEQUENCE
-        ),
+        Layer(make=lambda: nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), shape=SEQUENCE),
     ),
     "LSTM, GRU (unrolled)": (
         Layer(make=lambda: Apply(nn.LSTM(16, 8, batch_first=True)), shape=SEQUENCE),

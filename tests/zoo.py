@@ -1,9 +1,10 @@
-"""Networks of the literature with random weights: shapes as published, statistics made plausible."""
+"""Networks of the literature, random weights: shapes as published, statistics made plausible."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -132,7 +133,7 @@ class Autoencoder(nn.Module):
         super().__init__()
         sizes = [640, 128, 128, 128, 128, 8, 128, 128, 128, 128]
         layers: list[nn.Module] = []
-        for n_in, n_out in zip(sizes, sizes[1:], strict=False):
+        for n_in, n_out in pairwise(sizes):
             layers += [nn.Linear(n_in, n_out), nn.BatchNorm1d(n_out), nn.ReLU()]
         self.layers = nn.Sequential(*layers, nn.Linear(128, 640))
 
@@ -156,7 +157,7 @@ ZOO = {
 
 
 def zoo_task(name: str, *, n_samples: int = 32, seed: int = 0) -> Task:
-    """A task around a network with random weights: gaussian inputs, batch-norm statistics of them."""
+    """A task around a network with random weights, gaussian inputs, their batch-norm statistics."""
     entry = ZOO[name]
     torch.manual_seed(seed)
     model = entry.make().train()

@@ -60,9 +60,12 @@ def progress(*, shown: bool = True) -> Iterator[Report]:
 
 def show_figure(figure: Figure) -> str:
     """Return a figure as people read it: value, band where there is one, how it was got."""
-    form = {"B": format_bytes, "ms": format_ms}.get(
-        figure.unit, lambda v: f"{v:,.0f} {figure.unit}"
-    )
+
+    def plain(value: float) -> str:
+        return f"{value:,.0f} {figure.unit}"
+
+    forms: dict[str, Callable[[float], str]] = {"B": format_bytes, "ms": format_ms}
+    form = forms.get(figure.unit, plain)
     text = form(figure.value)
     if figure.low != figure.high:
         text += f" [{form(figure.low)} to {form(figure.high)}]"

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, fx
 
 from edgeshrink.errors import ModelError, ToolchainError
-from edgeshrink.quiet import quiet, reason
 from edgeshrink.quantizer.canonical import TORCH_ERRORS
+from edgeshrink.quiet import quiet, reason
 
 INSTALL = "python -m pip install 'edgeshrink[build]'"
 

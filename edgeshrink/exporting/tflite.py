@@ -11,10 +11,10 @@ from torch import Tensor, fx, nn
 
 from edgeshrink.artifact import Layout
 from edgeshrink.errors import ModelError, ToolchainError
-from edgeshrink.quiet import quiet, reason
 from edgeshrink.exporting.tflite_passes import finish
 from edgeshrink.quantizer.annotate import Int8Quantizer
-from edgeshrink.quantizer.canonical import TORCH_ERRORS, propagate_shapes
+from edgeshrink.quantizer.canonical import TORCH_ERRORS, operand, propagate_shapes
+from edgeshrink.quiet import quiet, reason
 
 aten = torch.ops.aten
 INSTALL = "python -m pip install 'edgeshrink[build]'"
@@ -126,11 +126,11 @@ def _lift_inputs(graph_module: fx.GraphModule, examples: list[Tensor]) -> tuple[
             continue
         reshapes = _reshapes_behind(node) if example.dim() == 3 else []
         with_height = [*example.shape[:2], 1, *example.shape[2:]]
-        if not reshapes or any(list(r.args[1]) != with_height for r in reshapes):
+        if not reshapes or any(list(r.meta["val"].shape) != with_height for r in reshapes):
             layouts.append("as-is")
             continue
         for reshape in reshapes:
-            reshape.replace_all_uses_with(reshape.args[0])
+            reshape.replace_all_uses_with(operand(reshape, 0))
             graph_module.graph.erase_node(reshape)
         examples[position] = example.unsqueeze(2)
         layouts.append("channels-last")

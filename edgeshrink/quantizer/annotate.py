@@ -21,7 +21,7 @@ from torchao.quantization.pt2e.quantizer import (
 )
 
 from edgeshrink.errors import ModelError
-from edgeshrink.quantizer.canonical import add_constant, layer_of
+from edgeshrink.quantizer.canonical import add_constant, layer_of, operand
 from edgeshrink.quantizer.operators import REMEDIES, RULES, Rule
 
 aten = torch.ops.aten
@@ -131,7 +131,7 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]
 
     def _annotate(self, node: fx.Node, rule: Rule) -> None:
         if rule.kind == "weighted":
-            source, weight = node.args[:2]
+            source, weight = operand(node, 0), operand(node, 1)
             inputs = {source: self._edge(source), weight: WEIGHT[rule.weight_axis]}
             self._own_output(node, inputs)
         elif rule.kind in ("own", "lookup"):

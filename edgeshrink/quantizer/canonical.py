@@ -99,7 +99,8 @@ def canonical_program(
     """
     program = model if isinstance(model, ExportedProgram) else trace(model, example_inputs)
     with quiet():
-        graph_module = program.run_decompositions(decomposition_table()).module(check_guards=False)
+        functional = program.run_decompositions(decomposition_table())
+        graph_module: fx.GraphModule = functional.module(check_guards=False)
         for apply in PASSES:
             apply(graph_module)
             graph_module.graph.eliminate_dead_code()
@@ -117,6 +118,13 @@ def propagate_shapes(graph_module: fx.GraphModule, example_inputs: tuple[Tensor,
     FakeTensorProp(graph_module, FakeTensorMode(allow_non_fake_inputs=True)).propagate(
         *example_inputs
     )
+
+
+def operand(node: fx.Node, position: int) -> fx.Node:
+    """Return the argument of `node` at `position`, which is a node."""
+    value = node.args[position]
+    assert isinstance(value, fx.Node)
+    return value
 
 
 def constant_of(graph_module: fx.GraphModule, node: Any) -> Tensor | None:
@@ -188,9 +196,7 @@ def _fold_constants(graph_module: fx.GraphModule) -> None:
             constants = {n: constant_of(graph_module, n) for n in node.all_input_nodes}
             if any(value is None for value in constants.values()):
                 continue
-            args, kwargs = fx.node.map_arg(
-                (node.args, node.kwargs), lambda n, known=constants: known[n]
-            )
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), constants.__getitem__)
             value = node.target(*args, **kwargs)
             if isinstance(value, Tensor):
                 _replace(node, add_constant(graph_module, node, node.name, value))
@@ -232,8 +238,10 @@ _WEIGHTED: Final = {
 
 def _keeps_channels(node: fx.Node) -> bool:
     """Say whether `node` only reshapes (conv1d leaves that behind) or crops positions."""
-    crops = node.target == aten.slice.Tensor and node.args[1] >= 2
-    return crops or node.target in VIEWS
+    if node.target == aten.slice.Tensor:
+        axis = node.args[1]
+        return isinstance(axis, int) and axis >= 2
+    return node.target in VIEWS
 
 
 def _fold_into_producer(
@@ -242,7 +250,7 @@ def _fold_into_producer(
     views = []
     while len(producer.users) == 1 and _keeps_channels(producer):
         views.append(producer)
-        producer = producer.args[0]
+        producer = operand(producer, 0)
     if producer.target not in _WEIGHTED or len(producer.users) != 1:
         return False
     if producer.target == aten.linear.default and (views or producer.meta["val"].dim() != 2):

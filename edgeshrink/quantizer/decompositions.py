@@ -177,7 +177,7 @@ def _avg_pool1d(
 def _adaptive_avg_pool1d(x: Tensor, output_size: list[int]) -> Any:
     if list(output_size) != [1]:
         return NotImplemented
-    return F.adaptive_avg_pool2d(x.unsqueeze(2), [1, 1]).squeeze(2)
+    return F.adaptive_avg_pool2d(x.unsqueeze(2), (1, 1)).squeeze(2)
 
 
 def _mean(
@@ -186,10 +186,10 @@ def _mean(
     """A mean over all positions of a map is a global average pool, which stays int8 everywhere."""
     axes = {d % x.dim() for d in dim or range(x.dim())}
     if x.dim() == 4 and axes == {2, 3}:
-        y = F.adaptive_avg_pool2d(x, [1, 1])
+        y = F.adaptive_avg_pool2d(x, (1, 1))
         return y if keepdim else y.flatten(1)
     if x.dim() == 3 and axes == {2} and not keepdim:  # (n, c, length); with keepdim: a norm's mean
-        return F.adaptive_avg_pool2d(x.unsqueeze(2), [1, 1]).flatten(1)
+        return F.adaptive_avg_pool2d(x.unsqueeze(2), (1, 1)).flatten(1)
     return NotImplemented
 
 
@@ -204,7 +204,7 @@ def _avg_pool2d(
 ) -> Any:
     kernel = list(kernel_size) * (2 if len(kernel_size) == 1 else 1)
     if kernel == list(x.shape[-2:]) and not any(padding) and divisor_override is None:
-        return F.adaptive_avg_pool2d(x, [1, 1])
+        return F.adaptive_avg_pool2d(x, (1, 1))
     return NotImplemented
 
 
@@ -234,10 +234,15 @@ def _channel_shuffle(x: Tensor, groups: int) -> Tensor:
     return y.reshape(x.shape)
 
 
+def _slice(x: Tensor, dim: int, start: int, end: int) -> Tensor:
+    part: Tensor = aten.slice.Tensor(x, dim, start, end)
+    return part
+
+
 def _slices(x: Tensor, sizes: list[int], dim: int) -> list[Tensor]:
     parts, start = [], 0
     for size in sizes:
-        parts.append(aten.slice.Tensor(x, dim, start, start + size))
+        parts.append(_slice(x, dim, start, start + size))
         start += size
     return parts
 
@@ -264,7 +269,7 @@ def _unbind(x: Tensor, dim: int = 0) -> list[Tensor]:
 def _select(x: Tensor, dim: int, index: int) -> Tensor:
     shape = [size for d, size in enumerate(x.shape) if d != dim % x.dim()]
     start = index % x.shape[dim]
-    return aten.slice.Tensor(x, dim, start, start + 1).reshape(shape)
+    return _slice(x, dim, start, start + 1).reshape(shape)
 
 
 def _conv_transpose2d(
@@ -285,7 +290,7 @@ def _conv_transpose2d(
     y = F.conv_transpose2d(x, weight, bias, stride, 0, 0, groups, dilation)
     for axis, (crop, extra) in enumerate(zip(padding, output_padding, strict=True)):
         end = y.shape[2 + axis] - crop + extra
-        y = aten.slice.Tensor(y, 2 + axis, crop, end)
+        y = _slice(y, 2 + axis, crop, end)
     return y
 
 
@@ -359,7 +364,7 @@ def _flip(x: Tensor, dims: list[int]) -> Tensor:
 
 
 def _narrow(x: Tensor, dim: int, start: int, length: int) -> Tensor:
-    return aten.slice.Tensor(x, dim, start, start + length)
+    return _slice(x, dim, start, start + length)
 
 
 def _stack(tensors: list[Tensor], dim: int = 0) -> Tensor:

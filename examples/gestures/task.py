@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,7 @@ def read_recordings(data: Path | None) -> tuple[list[np.ndarray], np.ndarray]:
         return waves, np.array([CLASSES.index(name) for name in names], np.int64)
     file = np.load(path)
     samples, offset = file["cgestures_acc"], file["cgestures_offset"]
-    waves = [samples[start:end] for start, end in zip(offset[:-1], offset[1:], strict=True)]
+    waves = [samples[start:end] for start, end in pairwise(offset)]
     return waves, file["cgestures_label"].astype(np.int64)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import wave
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -99,7 +100,7 @@ def read_recordings(
         return waves, np.array(digits, np.int64), np.array(names), np.array(takes, int)
     file = np.load(path)
     audio, offset = file["audio"].astype(np.float32) / 32768, file["offset"]
-    waves = [audio[start:end] for start, end in zip(offset[:-1], offset[1:], strict=True)]
+    waves = [audio[start:end] for start, end in pairwise(offset)]
     names = file["speakers"][file["speaker"]]
     return waves, file["label"].astype(np.int64), names, file["take"].astype(int)
 
@@ -116,7 +117,7 @@ def read_wave(path: Path) -> np.ndarray:
 
 
 def mel_filters() -> np.ndarray:
-    """Return triangular filters (N_MELS, N_FFT // 2 + 1), evenly spaced in mel from 20 to 4000 Hz."""
+    """Return triangular filters (N_MELS, N_FFT // 2 + 1), evenly spaced in mel, 20 to 4000 Hz."""
     lowest, highest = 2595 * np.log10(1 + np.array([20, RATE_HZ / 2]) / 700)
     edges_hz = 700 * (10 ** (np.linspace(lowest, highest, N_MELS + 2) / 2595) - 1)
     bins_hz = np.fft.rfftfreq(N_FFT, 1 / RATE_HZ)
@@ -130,7 +131,7 @@ TAPER = np.hanning(WINDOW)
 
 
 def mfcc(wave: np.ndarray) -> np.ndarray:
-    """Return the mel-frequency cepstrum (49, 10) of the middle second, padded where it is shorter."""
+    """Return the mel-frequency cepstrum (49, 10) of the middle second, padded where shorter."""
     start = max(0, (len(wave) - N_SAMPLES) // 2)
     wave = wave[start : start + N_SAMPLES]
     before = (N_SAMPLES - len(wave)) // 2
@@ -157,7 +158,7 @@ def shift_and_mask(
 
 
 class DsCnn(nn.Module):
-    """One ordinary and four depthwise-separable convolutions of 64 channels (Zhang et al., 2017)."""
+    """One ordinary and four depthwise-separable convolutions, 64 channels (Zhang et al., 2017)."""
 
     def __init__(self, n_channels: int = 64) -> None:
         super().__init__()

@@ -44,9 +44,7 @@ def test_supported_layer_is_int8_throughout_and_agrees_with_the_quantized_graph(
     quantized = quantize(graph_module, samples, observer="minmax")
     results = [quantized.folded(*s).detach() for s in samples]
     names = Names(inputs=("x",), outputs=("y",), layers={})
-    data, inputs, outputs = lower_to_tflite(
-        quantized.unfolded, example, names, quantized.quantizer
-    )
+    data, inputs, outputs = lower_to_tflite(quantized.unfolded, example, names, quantized.quantizer)
     graph = read_graph(data)
     check_int8(graph)
     source, sink = (graph.tensors[i] for i in (graph.inputs[0], graph.outputs[0]))

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 VERBS = {
-    "planning", "compression", "exporting", "codegen", "emulation", "auditing", "reporting", "fleet",
+    "planning", "compression", "exporting", "codegen", "emulation", "auditing", "reporting",
+    "fleet",
 }  # fmt: skip
 MECHANISMS = {
-    "quantizer", "costs", "runtimes", "arena", "toolchain", "training", "task_loader", "task_checks",
-    "scoring", "program", "predict", "quiet", "graph_reader", "flatbuffer", "tflite_schema",
-    "user_code", "task_template",
+    "quantizer", "costs", "runtimes", "arena", "toolchain", "training", "task_loader",
+    "task_checks", "scoring", "program", "predict", "quiet", "graph_reader", "flatbuffer",
+    "tflite_schema", "user_code", "task_template",
 }  # fmt: skip
 TOP = {"build", "cli", "__main__"}
 HEAVY = ("torch", "torchao", "executorch", "litert_torch", "ai_edge_litert", "ortools")

@@ -22,5 +22,5 @@ def test_installed_data_goes_before_the_checkout(tmp_path, monkeypatch):
 
 def test_missing_data_names_place_and_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr(resources, "__file__", str(tmp_path / "edgeshrink" / "resources.py"))
-    with pytest.raises(EdgeshrinkError, match="targets: is missing .* reinstall edgeshrink"):
+    with pytest.raises(EdgeshrinkError, match=r"targets: is missing .* reinstall edgeshrink"):
         resources.resource_dir("targets")
