@@ -52,12 +52,17 @@ class BudgetError(EdgeshrinkError):
         self, what: str, *, need: float, limit: float, unit: str, closest: str = ""
     ) -> None:
         self.need, self.limit, self.unit, self.closest = need, limit, unit, closest
-        over = f"{what} needs {need:g} {unit}, the budget allows {limit:g} {unit}"
-        over += f" (+{need - limit:.4g} {unit})"
+        over = f"{what} needs {_number(need)} {unit}, the budget allows {_number(limit)} {unit}"
+        over += f" (+{_number(need - limit)} {unit})"
         super().__init__(what, over, f"closest candidate: {closest}" if closest else "")
 
     def __str__(self) -> str:
         return f"{self.what}; {self.fix}" if self.fix else self.what
+
+
+def _number(value: float) -> str:
+    """Return a number for people: whole from 1,000 on, four significant figures below."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 class ToolchainError(EdgeshrinkError):

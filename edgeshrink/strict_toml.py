@@ -4,15 +4,38 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal
 
 from edgeshrink.errors import ConfigError
-from edgeshrink.units import parse_bytes, parse_ms
+from edgeshrink.units import format_bytes, format_ms, parse_bytes, parse_ms
 
-T = TypeVar("T")
 REQUIRED: Final[Any] = object()
+MAX_BYTES: Final = 2**50
+MAX_MS: Final = 3.6e6
+
+Kind = Literal["text", "texts", "flag", "number", "integer", "size", "duration"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Key:
+    """One key of a table: what may stand there, what it means, which field it fills.
+
+    `low` and `high` bound the value: of a size in bytes, of a duration in milliseconds; of a list
+    of strings, `low` is the least number of elements.
+    """
+
+    name: str
+    kind: Kind
+    meaning: str
+    default: Any = REQUIRED
+    low: float = 0
+    high: float = 0
+    unit: str = ""  # of a plain number
+    choices: Collection[str] = ()
+    field: str = ""  # of the dataclass; empty: the key's own name
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -25,7 +48,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def read_toml(path: Path) -> Table:
     """Read `path` as the top table; ConfigError when it is missing, not UTF-8 or not TOML."""
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8-sig")  # some editors begin a file with a mark
     except FileNotFoundError:
         raise ConfigError(str(path), "no such file", "check the path") from None
     except (OSError, UnicodeDecodeError) as err:
@@ -34,6 +57,8 @@ def read_toml(path: Path) -> Table:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as err:
         raise ConfigError(str(path), f"is not valid TOML ({err})", "correct that line") from err
+    except (ValueError, RecursionError) as err:  # thousands of digits, of brackets
+        raise ConfigError(str(path), f"can't be read ({err})", "give a smaller file") from err
     return Table(values, str(path))
 
 
@@ -97,23 +122,40 @@ class Table:
         value = self._take(key, default, (int,), f"a whole number in [{low}, {high}]")
         return self._checked(key, value, low, high, "a whole number")
 
-    def _quantity(self, key: str, default: Any, parse: Callable[[str], T], example: str) -> Any:
-        kind = f"a string with a unit, such as {example!r}"
-        value = self._take(key, default, (str,), kind)
+    def _quantity(
+        self,
+        key: str,
+        default: Any,
+        parse: Callable[[str], float],
+        show: Callable[[float], str],
+        low: float,
+        high: float,
+    ) -> Any:
+        example = show(20)
+        value = self._take(key, default, (str,), f"a string with a unit, such as {example!r}")
         if value is None or value is default:
             return value
         try:
-            return parse(value)
+            quantity = parse(value)
         except ValueError as err:
             raise self.error(key, f"is {value!r}", str(err)) from err
+        if not low <= quantity <= high:
+            raise self.error(
+                key, f"is {value!r}", f"it must lie between {show(low)} and {show(high)}"
+            )
+        return quantity
 
-    def size(self, key: str, default: Any = REQUIRED) -> Any:
+    def size(
+        self, key: str, default: Any = REQUIRED, *, low: float = 0, high: float = MAX_BYTES
+    ) -> Any:
         """Take a size with its unit (`"64 KiB"`), in bytes."""
-        return self._quantity(key, default, parse_bytes, "64 KiB")
+        return self._quantity(key, default, parse_bytes, format_bytes, low, high)
 
-    def duration_ms(self, key: str, default: Any = REQUIRED) -> Any:
+    def duration_ms(
+        self, key: str, default: Any = REQUIRED, *, low: float = 0, high: float = MAX_MS
+    ) -> Any:
         """Take a duration with its unit (`"20 ms"`), in milliseconds."""
-        return self._quantity(key, default, parse_ms, "20 ms")
+        return self._quantity(key, default, parse_ms, format_ms, low, high)
 
     def texts(self, key: str, default: Any = REQUIRED, choices: Iterable[str] = ()) -> Any:
         """Take a list of strings, each one of `choices` where there are any, as a tuple."""
@@ -127,6 +169,52 @@ class Table:
             if options and value not in options:
                 raise self.error(key, f"holds {value!r}", nearest(value, options))
         return tuple(values)
+
+    def read(
+        self,
+        keys: Sequence[Key],
+        *,
+        tables: Collection[str] = (),
+        absent: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Take all `keys`; return their values by field.
+
+        Args:
+            keys: Everything that may stand here, but for sub-tables.
+            tables: Sub-tables, to be taken later.
+            absent: Defaults by key that go before the keys' own.
+        """
+        self._known |= {key.name for key in keys} | set(tables)
+        self.refuse_unknown()
+        return {
+            key.field or key.name: self._read(key, (absent or {}).get(key.name, key.default))
+            for key in keys
+        }
+
+    def _read(self, key: Key, default: Any) -> Any:
+        name, low, high = key.name, key.low, key.high
+        match key.kind:
+            case "text":
+                value = self.text(name, default, key.choices)
+                if value == "":
+                    raise self.error(name, "is empty", "write a string that says something")
+                return value
+            case "texts":
+                values = self.texts(name, default, key.choices)
+                if len(values) < low:
+                    choices = f" of {', '.join(key.choices)}" if key.choices else ""
+                    raise self.error(name, "is empty", f"write {low:g} or more{choices}")
+                return values
+            case "flag":
+                return self.flag(name, default)
+            case "number":
+                return self.number(name, low, high, default)
+            case "integer":
+                return self.integer(name, int(low), int(high), default)
+            case "size":
+                return self.size(name, default, low=low, high=high or MAX_BYTES)
+            case "duration":
+                return self.duration_ms(name, default, low=low, high=high or MAX_MS)
 
     def table(self, key: str, *, required: bool = False) -> Table:
         """Take a sub-table; an absent one reads as empty unless it is required."""

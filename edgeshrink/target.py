@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-from edgeshrink.budget import Budget, read_budget
+from edgeshrink.budget import BUDGET_KEYS, Budget, read_budget
 from edgeshrink.errors import ConfigError
 from edgeshrink.resources import resource_dir
-from edgeshrink.strict_toml import REQUIRED, Table, nearest, read_toml
+from edgeshrink.strict_toml import Key, Table, nearest, read_toml
 
 Kind = Literal["application-processor", "microcontroller", "host"]
 
@@ -32,7 +32,13 @@ ISA: Final = {
 }
 DTYPES: Final = ("int8", "int16", "float16", "float32")
 RUNTIMES: Final = ("litert", "executorch", "tflite-runtime", "tflm", "c")
-SOURCE_MARKS: Final = ("datasheet:", "sourced:", "recalled:", "chosen:")
+# How a source begins, and what that says.
+SOURCE_MARKS: Final = {
+    "datasheet:": "read in the maker's document that it names",
+    "sourced:": "read or derived from the publication that it names",
+    "recalled:": "written from general knowledge, to be checked before a decision hangs on it",
+    "chosen:": "a decision of whoever wrote the file, not a property of the device",
+}
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9+.-]*")
 
 
@@ -118,6 +124,82 @@ class Target:
         return not any(dtype.startswith("float") for dtype in self.ops.dtypes)
 
 
+# Every key of a target file: the reader takes these and no others, and the field reference
+# (targets/README.md) is written from them.
+_THIS = "left out in a file of kind `host`: this machine's"
+TARGET_KEYS: Final = (
+    Key(name="name", kind="text", meaning="What `--target` takes: the file's name without `.toml`"),
+    Key(name="title", kind="text", meaning="What people call the device"),
+    Key(name="kind", kind="text", choices=get_args(Kind), meaning="An operating system with its "
+        "own storage, a bare core with flash, or the machine that edgeshrink runs on"),
+    Key(name="soc", kind="text", meaning="The chip"),
+)  # fmt: skip
+CPU_KEYS: Final = (
+    Key(name="core", kind="text", meaning="The core, as its maker writes it, in lower case: "
+        "`cortex-a72`, `cortex-m4f`; selects the cost model"),
+    Key(name="isa", kind="texts", choices=ISA.keys(), meaning="What the core can do, see below"),
+    Key(name="clock_mhz", kind="number", low=1, high=10_000, unit="MHz",
+        meaning=f"Clock while the model runs; {_THIS}"),
+    Key(name="cores", kind="integer", low=1, high=1024, field="n_cores",
+        meaning=f"Cores of this kind that a model may use; {_THIS}"),
+)  # fmt: skip
+MEMORY_KEYS: Final = (
+    Key(name="flash", kind="size", low=1, default=None, field="flash_bytes",
+        meaning="Flash; required for a microcontroller, left out where storage is no constraint"),
+    Key(name="ram", kind="size", low=1, field="ram_bytes", meaning=f"RAM, all banks that a model "
+        f"may use; {_THIS}"),
+    Key(name="firmware_flash", kind="size", default=0, field="firmware_flash_bytes",
+        meaning="Flash that everything but the model takes"),
+    Key(name="firmware_ram", kind="size", default=0, field="firmware_ram_bytes",
+        meaning="RAM that everything but the model takes"),
+    Key(name="flash_wait_states", kind="integer", low=0, high=32, default=None, unit="cycles",
+        meaning="Extra cycles of a read from flash at `clock_mhz`"),
+    Key(name="flash_bus_bits", kind="integer", low=8, high=1024, default=None, unit="bits",
+        meaning="Width of one read from flash"),
+    Key(name="tcm", kind="size", low=1, default=None, field="tcm_bytes",
+        meaning="Tightly coupled data memory, part of `ram`"),
+    Key(name="bandwidth_mb_s", kind="number", low=1, high=10_000_000, default=None,
+        unit="10^6 bytes/s", meaning="Bytes copied per second by a large memcpy, counted once"),
+)  # fmt: skip
+CACHE_KEYS: Final = (
+    Key(name="name", kind="text", meaning="`L1D`, `L2`, `ICACHE`, `XIP`; each name once"),
+    Key(name="size", kind="size", low=1, field="size_bytes", meaning="Capacity; of one core where "
+        "each has its own"),
+    Key(name="line_bytes", kind="integer", low=4, high=1024, default=None, unit="bytes",
+        meaning="Length of a line"),
+    Key(name="shared", kind="flag", default=False, meaning="Whether all cores share it"),
+)  # fmt: skip
+OPS_KEYS: Final = (
+    Key(name="dtypes", kind="texts", low=1, choices=DTYPES, meaning="Types that a model may "
+        "compute in; anything else left in the graph is an error"),
+    Key(name="deny", kind="texts", default=(), meaning="Operators that are refused, by their "
+        "TFLite names (`CUMSUM`)"),
+)  # fmt: skip
+RUNTIME_KEYS: Final = (
+    Key(name="name", kind="text", choices=RUNTIMES, meaning="The engine; each one once"),
+    Key(name="version", kind="text", meaning="Its version"),
+)
+POWER_KEYS: Final = (
+    Key(name="idle_mw", kind="number", low=0, high=1e6, default=None, unit="mW",
+        meaning="The whole board, doing nothing"),
+    Key(name="active_mw", kind="number", low=0, high=1e6, default=None, unit="mW",
+        meaning="While a model runs; the source says what was measured where"),
+    Key(name="supply_v", kind="number", low=0, high=60, default=None, unit="V",
+        meaning="Supply voltage of these figures"),
+)  # fmt: skip
+TABLES: Final = {
+    "": TARGET_KEYS,
+    "[cpu]": CPU_KEYS,
+    "[memory]": MEMORY_KEYS,
+    "[[memory.caches]]": CACHE_KEYS,
+    "[ops]": OPS_KEYS,
+    "[[runtimes]]": RUNTIME_KEYS,
+    "[budget]": BUDGET_KEYS,
+    "[power]": POWER_KEYS,
+}
+SUB_TABLES: Final = ("cpu", "memory", "ops", "runtimes", "budget", "power", "sources")
+
+
 def target_folders() -> tuple[Path, ...]:
     """Return where targets are looked for: `./targets`, then the package's."""
     own, shipped = Path("targets"), resource_dir("targets")
@@ -143,7 +225,8 @@ def load_target(name_or_path: str) -> Target:
         return read_target(Path(name_or_path))
     files = _files()
     if name_or_path not in files:
-        raise ConfigError(f"target {name_or_path!r}", "is not known", nearest(name_or_path, files))
+        fix = f"{nearest(name_or_path, files)} (or give the path of a .toml file)"
+        raise ConfigError(f"target {name_or_path!r}", "is not known", fix)
     return read_target(files[name_or_path])
 
 
@@ -157,99 +240,75 @@ def list_targets() -> tuple[Target, ...]:
 def read_target(path: Path) -> Target:
     """Read one target file strictly; ConfigError names file, key and remedy."""
     table = read_toml(path)
-    name = table.text("name")
+    identity = table.read(TARGET_KEYS, tables=SUB_TABLES)
+    name, is_host = identity["name"], identity["kind"] == "host"
     if name != path.stem or not NAME.fullmatch(name):
         raise table.error(
             "name", f"is {name!r}", f"it must be the file's name without .toml ({path.stem!r}), "
             "in lower-case letters, digits, '+', '-' and '.'"
         )  # fmt: skip
-    kind = table.text("kind", choices=get_args(Kind))
     target = Target(
-        name=name,
-        title=table.text("title"),
-        kind=kind,
-        soc=table.text("soc"),
-        cpu=_read_cpu(table.table("cpu", required=True), is_host=kind == "host"),
-        memory=_read_memory(table.table("memory"), is_host=kind == "host"),
-        ops=_read_ops(table.table("ops", required=True)),
-        runtimes=tuple(
-            Runtime(name=entry.text("name", choices=RUNTIMES), version=entry.text("version"))
-            for entry in table.tables("runtimes")
-        ),
+        **identity,
+        cpu=_read_cpu(table.table("cpu", required=True), is_host=is_host),
+        memory=_read_memory(table.table("memory", required=not is_host), is_host=is_host),
+        ops=Ops(**table.table("ops", required=True).read(OPS_KEYS)),
+        runtimes=_read_runtimes(table),
         budget=read_budget(table.table("budget")),
-        power=_read_power(table.table("power")),
-        sources=_read_sources(table),
+        power=Power(**table.table("power").read(POWER_KEYS)),
+        sources=_read_sources(table.table("sources")),
         path=path,
     )
     table.finish()
-    if not target.runtimes:
-        raise table.error("runtimes", "is missing", "add [[runtimes]] with name and version")
     _check_sources(target, table)
     return replace(target, budget=_checked_budget(target, table))
 
 
 def _read_cpu(table: Table, *, is_host: bool) -> Cpu:
     """Read `[cpu]`; what the host's file leaves out is this machine's."""
-    return Cpu(
-        core=table.text("core"),
-        isa=table.texts("isa", choices=ISA),
-        clock_mhz=table.number("clock_mhz", 1, 10_000, None if is_host else REQUIRED),
-        n_cores=table.integer("cores", 1, 1024, os.cpu_count() if is_host else REQUIRED),
-    )
+    here = {"clock_mhz": None, "cores": os.cpu_count() or 1}
+    return Cpu(**table.read(CPU_KEYS, absent=here if is_host else None))
 
 
 def _read_memory(table: Table, *, is_host: bool) -> Memory:
-    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if is_host else REQUIRED
-    memory = Memory(
-        flash_bytes=table.size("flash", None),
-        ram_bytes=table.size("ram", ram),
-        firmware_flash_bytes=table.size("firmware_flash", 0),
-        firmware_ram_bytes=table.size("firmware_ram", 0),
-        flash_wait_states=table.integer("flash_wait_states", 0, 32, None),
-        flash_bus_bits=table.integer("flash_bus_bits", 8, 1024, None),
-        tcm_bytes=table.size("tcm", None),
-        bandwidth_mb_s=table.number("bandwidth_mb_s", 1, 10_000_000, None),
-        caches=tuple(
-            Cache(
-                name=entry.text("name"),
-                size_bytes=entry.size("size"),
-                line_bytes=entry.integer("line_bytes", 4, 1024, None),
-                shared=entry.flag("shared", False),
-            )
-            for entry in table.tables("caches")
-        ),
-    )
+    here = {"ram": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")}
+    values = table.read(MEMORY_KEYS, tables=("caches",), absent=here if is_host else None)
+    entries = table.tables("caches")
+    caches = tuple(Cache(**entry.read(CACHE_KEYS)) for entry in entries)
+    _refuse_twice(entries, [cache.name for cache in caches])
+    memory = Memory(**values, caches=caches)
+    nothing, less = "leaves the model nothing", "it must be less than"
     if memory.ram_bytes <= memory.firmware_ram_bytes:
-        raise table.error("firmware_ram", "leaves the model nothing", "it must be less than ram")
+        raise table.error("firmware_ram", nothing, f"{less} ram")
     if memory.flash_bytes is not None and memory.flash_bytes <= memory.firmware_flash_bytes:
-        raise table.error(
-            "firmware_flash", "leaves the model nothing", "it must be less than flash"
-        )
+        raise table.error("firmware_flash", nothing, f"{less} flash")
+    if memory.tcm_bytes is not None and memory.tcm_bytes > memory.ram_bytes:
+        raise table.error("tcm", "is larger than ram", "it is a part of ram")
     return memory
 
 
-def _read_ops(table: Table) -> Ops:
-    return Ops(dtypes=table.texts("dtypes", choices=DTYPES), deny=table.texts("deny", ()))
+def _read_runtimes(table: Table) -> tuple[Runtime, ...]:
+    entries = table.tables("runtimes")
+    if not entries:
+        raise table.error("runtimes", "is missing", "add [[runtimes]] with name and version")
+    runtimes = tuple(Runtime(**entry.read(RUNTIME_KEYS)) for entry in entries)
+    _refuse_twice(entries, [runtime.name for runtime in runtimes])
+    return runtimes
 
 
-def _read_power(table: Table) -> Power:
-    return Power(
-        idle_mw=table.number("idle_mw", 0, 1e6, None),
-        active_mw=table.number("active_mw", 0, 1e6, None),
-        supply_v=table.number("supply_v", 0, 60, None),
-    )
+def _refuse_twice(entries: list[Table], names: list[str]) -> None:
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise entries[index].error("name", f"is {name!r} again", "write each one once")
 
 
 def _read_sources(table: Table) -> dict[str, str]:
-    sources = {}
-    child = table.table("sources")
-    for key, text in child.rest().items():
-        if not isinstance(text, str) or not text.startswith(SOURCE_MARKS):
-            marks = ", ".join(SOURCE_MARKS)
-            raise child.error(
-                key, f"is {text!r}", f"write a string that begins with one of {marks}"
-            )
-        sources[key] = text
+    """Read `[sources]`, whose keys are dotted: quoted or not."""
+    sources = dict(_figures(table.rest()))
+    for key, text in sources.items():
+        mark = next((m for m in SOURCE_MARKS if isinstance(text, str) and text.startswith(m)), "")
+        if not mark or text == mark or text[len(mark) :].isspace():
+            begin = f"it must be a string that begins with one of {', '.join(SOURCE_MARKS)}"
+            raise table.error(key, f"is {text!r}", f"{begin} and names the source")
     return sources
 
 

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Final
 
 BYTE_UNITS: Final = {
     "B": 1,
-    "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9,
-    "KiB": 2**10, "MiB": 2**20, "GiB": 2**30,
+    "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+    "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
 }  # fmt: skip
-MS_UNITS: Final = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
+MS_UNITS: Final = {"us": 1e-3, "\u00b5s": 1e-3, "\u03bcs": 1e-3, "ms": 1.0, "s": 1e3}
 
-_QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([A-Za-zµ]+)\s*")
+_QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([A-Za-z\u00b5\u03bc]+)\s*")
 
 
 def _parse(text: str, units: dict[str, int] | dict[str, float], kind: str) -> float:
     match = _QUANTITY.fullmatch(text)
     if not match or match[2] not in units:
-        raise ValueError(f"{text!r} is not a {kind}; write a number and one of {', '.join(units)}")
-    return float(match[1]) * units[match[2]]
+        words = ", ".join(unit for unit in units if unit.isascii())
+        raise ValueError(f"{text!r} is not a {kind}; write a number and one of {words}")
+    value = float(match[1]) * units[match[2]]
+    if not math.isfinite(value):
+        raise ValueError(f"the {kind} is too large")
+    return value
 
 
 def parse_bytes(text: str) -> int:
@@ -34,15 +39,16 @@ def parse_ms(text: str) -> float:
 
 def format_bytes(n_bytes: float) -> str:
     """Return `n_bytes` for people: the largest binary unit that leaves a number of 1 or more."""
-    for unit in ("GiB", "MiB", "KiB"):
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
         if abs(n_bytes) >= BYTE_UNITS[unit]:
             return f"{n_bytes / BYTE_UNITS[unit]:.1f} {unit}"
     return f"{n_bytes:.0f} B"
 
 
 def format_ms(ms: float) -> str:
-    """Return a duration for people, three significant figures in us, ms or s."""
-    for unit in ("s", "ms"):
-        if abs(ms) >= MS_UNITS[unit]:
-            return f"{ms / MS_UNITS[unit]:.3g} {unit}"
-    return f"{ms * 1e3:.3g} us"
+    """Return a duration for people: three significant figures in s, ms or us."""
+    for unit in ("s", "ms", "us"):
+        value = float(f"{ms / MS_UNITS[unit]:.3g}")
+        if abs(value) >= 1:
+            break
+    return f"{value:g} {unit}"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import click
@@ -73,8 +76,6 @@ def _fail(message: str, code: int, err: BaseException, show_traceback: bool) -> 
     if show_traceback:
         traceback.print_exception(err)
     print(message, file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
     raise SystemExit(code)
 
 
@@ -83,16 +84,46 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     arguments: list[Any] = list(sys.argv[1:] if argv is None else argv)
     show_traceback = "--traceback" in arguments
     arguments = [a for a in arguments if a != "--traceback"]
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a path may hold what stdout can't encode
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        cli.main(args=arguments, prog_name="edgeshrink", standalone_mode=False)
-    except click.exceptions.Exit as err:
-        raise SystemExit(err.exit_code) from None
+        _run(arguments or ["--help"])
+        sys.stdout.flush()
     except click.ClickException as err:
-        _fail(f"error: {err.format_message()}", err.exit_code, err, show_traceback)
+        _fail(f"error: {_told(err)}", err.exit_code, err, show_traceback)
     except (KeyboardInterrupt, click.exceptions.Abort) as err:
         _fail("interrupted; the last good artifact is intact", INTERRUPTED, err, show_traceback)
     except EdgeshrinkError as err:
         _fail(f"error: {err}", err.exit_code, err, show_traceback)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader of our output has left
+        _discard_output()  # the reader of our output has seen enough
+    except OSError as err:
+        _discard_output()
+        place = err.filename or "standard output"
+        _fail(f"error: {place}: {err.strerror or err}", 1, err, show_traceback)
     raise SystemExit(0)
+
+
+def _run(arguments: list[str]) -> None:
+    """Parse and call. Unlike `cli.main` of click, this leaves every exception to the caller."""
+    try:
+        with cli.make_context("edgeshrink", arguments) as context:
+            cli.invoke(context)
+    except click.exceptions.Exit as err:
+        if err.exit_code:
+            raise SystemExit(err.exit_code) from None
+
+
+def _told(err: click.ClickException) -> str:
+    """Return the message, with a remedy where click has none."""
+    message = err.format_message().rstrip()
+    if isinstance(err, click.UsageError) and err.ctx is not None:
+        separator = " " if message.endswith((".", ")", "?")) else "; "
+        return f"{message}{separator}See: {err.ctx.command_path} --help"
+    return message
+
+
+def _discard_output() -> None:
+    """Send what is still buffered for stdout nowhere, so that leaving Python can't fail on it."""
+    with suppress(io.UnsupportedOperation), Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
