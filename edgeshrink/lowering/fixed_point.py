@@ -1,0 +1,117 @@
+"""Scales as integers, exactly as TensorFlow Lite Micro derives them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeshrink.errors import ModelError
+from edgeshrink.graph import Graph, Op, Quantization
+
+LIMITS: Final = {"int8": (-128, 127), "int16": (-32768, 32767), "uint8": (0, 255)}
+
+
+def quantize_multiplier(real: float) -> tuple[int, int]:
+    """Return (multiplier, shift) with real = multiplier * 2^(shift - 31), multiplier in [2^30, 2^31).
+
+    Too small a number is (0, 0), too large a one saturates at shift 30, as in TFLite's
+    `QuantizeMultiplier`. Halves round away from zero.
+    """
+    if real == 0:
+        return 0, 0
+    fraction, shift = math.frexp(real)
+    scaled = fraction * 2**31
+    multiplier = math.floor(abs(scaled) + 0.5) * (1 if scaled > 0 else -1)
+    if multiplier == 2**31:
+        multiplier //= 2
+        shift += 1
+    if shift < -31:
+        return 0, 0
+    if shift > 30:
+        return 2**31 - 1, 30
+    return multiplier, shift
+
+
+def multipliers(
+    scales: npt.NDArray[np.float64],
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int8]]:
+    """Return `quantize_multiplier` of every element of (n,)."""
+    pairs = [quantize_multiplier(float(scale)) for scale in scales]
+    return (
+        np.array([p[0] for p in pairs], np.int32),
+        np.array([p[1] for p in pairs], np.int8),
+    )
+
+
+def place_of(graph: Graph, op: Op) -> str:
+    """Return how errors name an operator: index, kind, version, and its layer."""
+    names = [graph.tensors[i].name for i in op.outputs if graph.tensors[i].name]
+    return f"operator {op.index} {op.kind} v{op.version}" + (f" ({names[0]})" if names else "")
+
+
+def refuse(graph: Graph, op: Op, what: str, fix: str) -> ModelError:
+    """Return the error for an operator that can't be compiled as it is."""
+    return ModelError(place_of(graph, op), what, fix)
+
+
+def quantization_of(graph: Graph, op: Op, tensor: int) -> Quantization:
+    """Return a tensor's quantization; ModelError when it has none or a scale is not positive."""
+    q = graph.tensors[tensor].quantization
+    name = graph.tensors[tensor].name or f"tensor {tensor}"
+    if q is None or not q.scales.size:
+        raise refuse(graph, op, f"{name} has no scale", "quantize the model to int8 first")
+    if not (np.isfinite(q.scales).all() and (q.scales > 0).all()):
+        raise refuse(graph, op, f"{name} has a scale that is not positive", "export it again")
+    return q
+
+
+def scale_and_zero(graph: Graph, op: Op, tensor: int) -> tuple[float, int]:
+    """Return the one scale (of float32, as a float) and zero point of an activation."""
+    q = quantization_of(graph, op, tensor)
+    if q.scales.size != 1:
+        name = graph.tensors[tensor].name or f"tensor {tensor}"
+        raise refuse(
+            graph, op, f"{name} is quantized per channel", "activations need one scale for all"
+        )
+    return float(q.scales[0]), int(q.zero_points[0])
+
+
+def activation_range(graph: Graph, op: Op, tensor: int) -> tuple[int, int]:
+    """Return the lowest and highest stored value that the op's fused activation lets through.
+
+    TFLite's `CalculateActivationRangeQuantized`: limits are rounded in float32, half away from 0.
+    """
+    low, high = LIMITS[graph.tensors[tensor].dtype]
+    activation = str(op.options.get("activation", "NONE"))
+    if activation == "NONE":
+        return low, high
+    scale, zero = scale_and_zero(graph, op, tensor)
+
+    def stored(real: float) -> int:
+        quotient = float(np.float32(real) / np.float32(scale))
+        return zero + int(math.copysign(math.floor(abs(quotient) + 0.5), quotient))
+
+    bounds: dict[str, tuple[float | None, float | None]] = {
+        "RELU": (0.0, None),
+        "RELU6": (0.0, 6.0),
+        "RELU_N1_TO_1": (-1.0, 1.0),
+    }
+    if activation not in bounds:
+        raise refuse(
+            graph, op, f"has the fused activation {activation}", "make it an operator of its own"
+        )
+    real_low, real_high = bounds[activation]
+    return (
+        low if real_low is None else max(low, stored(real_low)),
+        high if real_high is None else min(high, stored(real_high)),
+    )
+
+
+def constant(graph: Graph, op: Op, position: int) -> npt.NDArray[Any] | None:
+    """Return the data of the op's input at `position`; None where it is absent or computed."""
+    if position >= len(op.inputs) or op.inputs[position] < 0:
+        return None
+    return graph.tensors[op.inputs[position]].data

@@ -1,0 +1,300 @@
+"""A graph as kernel calls over planned memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Final
+
+from edgeshrink.arena import Block, Overlap, order_for_memory, plan_arena
+from edgeshrink.errors import ModelError
+from edgeshrink.graph import Graph, Op
+from edgeshrink.lowering.calls import Lowered, Optimize, Place, Step, Variant
+from edgeshrink.lowering.fixed_point import place_of
+from edgeshrink.lowering.table import LOWERINGS
+from edgeshrink.lowering.variables import VARIABLE_KINDS, inline_init, lower_variable_op, variables
+
+ALIGN: Final = 16  # of every buffer: what the widest load of any kernel wants
+DTYPES: Final = {
+    "int8", "uint8", "int16", "int32", "int64", "float32", "bool", "resource",
+}  # fmt: skip
+
+# Folders of kernels that a core runs, best first, by the words of `cpu.isa` in its target.
+_FOLDERS: Final = (("dsp", "dsp"), ("mul", "scalar"), ("rv32imc", "scalar"))
+
+
+def kernel_folders(isa: Sequence[str]) -> tuple[str, ...]:
+    """Return the kernel folders for a core with these instruction sets, best first."""
+    return (*(folder for word, folder in _FOLDERS if word in isa), "ref")
+
+
+def lower(
+    graph: Graph,
+    isa: Sequence[str],
+    *,
+    optimize: Optimize = "latency",
+    ram_limit_bytes: int | None = None,
+) -> Lowered:
+    """Choose a kernel for every operator, order the operators, and plan the memory.
+
+    Args:
+        graph: Any static graph; run the exact passes on it first.
+        isa: Words of `cpu.isa` of the target.
+        optimize: `latency` takes the fastest kernels, `ram` those that need the least memory,
+            `flash` those that add the fewest bytes.
+        ram_limit_bytes: Arena and state must fit where they can: kernels at the peak of memory
+            give way to smaller ones until they do.
+
+    Raises:
+        ModelError: an operator, type or version is not supported (index, kind, layer, remedy).
+    """
+    graph, init_ops = inline_init(graph)
+    check_static(graph)
+    folders = kernel_folders(isa)
+    main = [op for op in graph.ops if op.index not in init_ops]
+    order = _order(graph, main)
+    options = {op.index: _variants(graph, op, folders) for op in graph.ops}
+    chosen = _choose(options, optimize, graph)
+    lowered = _planned(graph, order, init_ops, chosen, optimize)
+    if ram_limit_bytes is None or optimize == "ram":
+        return lowered
+    smallest = _choose(options, "ram", graph)
+    for op in sorted(order, key=lambda op: -_need(graph, op, chosen[op.index])):
+        if lowered.arena.n_bytes + lowered.state_bytes <= ram_limit_bytes:
+            break
+        if chosen[op.index] is not smallest[op.index]:
+            chosen[op.index] = smallest[op.index]
+            lowered = _planned(graph, order, init_ops, chosen, optimize)
+    return lowered
+
+
+def check_static(graph: Graph) -> None:
+    """Raise ModelError for a type or shape that no kernel handles, naming operator and tensor."""
+    for op in graph.ops:
+        if op.is_custom or (op.kind not in LOWERINGS and op.kind not in VARIABLE_KINDS):
+            kinds = ", ".join(sorted(LOWERINGS))
+            raise ModelError(
+                place_of(graph, op), "has no kernel", f"use one of the supported operators: {kinds}"
+            )
+        for index in (*op.inputs, *op.outputs):
+            if index < 0:
+                continue
+            tensor = graph.tensors[index]
+            if tensor.dtype not in DTYPES:
+                raise ModelError(
+                    place_of(graph, op),
+                    f"has {tensor.name or index} of type {tensor.dtype}",
+                    "quantize the model to int8",
+                )
+            if tensor.n_bytes >= 2**31:
+                raise ModelError(
+                    place_of(graph, op),
+                    f"has {tensor.name or index} of {tensor.n_bytes} bytes",
+                    "a microcontroller's address space ends at 4 GiB",
+                )
+
+
+def _variants(graph: Graph, op: Op, folders: tuple[str, ...]) -> tuple[Variant, ...]:
+    if op.kind in VARIABLE_KINDS:
+        return lower_variable_op(graph, op)
+    return LOWERINGS[op.kind](graph, op, folders)
+
+
+def _order(graph: Graph, ops: Sequence[Op]) -> tuple[Op, ...]:
+    """Return the operators in the order with the lowest peak; stateful graphs keep theirs."""
+    if any(op.kind in VARIABLE_KINDS for op in ops):
+        return tuple(ops)
+
+    def live(indices: Sequence[int]) -> tuple[str, ...]:
+        kept = (i for i in indices if i >= 0 and graph.tensors[i].data is None)
+        return tuple(dict.fromkeys(str(i) for i in kept if not graph.tensors[i].is_variable))
+
+    sizes = {str(t.index): t.n_bytes for t in graph.tensors if t.data is None}
+    order = order_for_memory(
+        len(ops),
+        [live(op.inputs) for op in ops],
+        [live(op.outputs) for op in ops],
+        sizes,
+        keep=tuple(str(i) for i in graph.outputs),
+    )
+    return tuple(ops[i] for i in order)
+
+
+def _need(graph: Graph, op: Op, variant: Variant) -> int:
+    """Return the bytes that must exist while `op` runs, its own tensors and scratch."""
+    tensors = {i for i in (*op.inputs, *op.outputs) if i >= 0 and graph.tensors[i].data is None}
+    return sum(graph.tensors[i].n_bytes for i in tensors) + variant.scratch_bytes
+
+
+def _memory(graph: Graph, op: Op, variant: Variant) -> int:
+    """Return how much a variant adds beside the op's inputs: scratch, and output not overlapped."""
+    out = sum(graph.tensors[i].n_bytes for i in op.outputs)
+    sizes = [
+        max(0, out - graph.tensors[i].n_bytes + max(0, distance))
+        for i, distance in variant.overlaps.items()
+    ]
+    return min([out, *sizes]) + variant.scratch_bytes
+
+
+def _choose(
+    options: Mapping[int, tuple[Variant, ...]], optimize: Optimize, graph: Graph
+) -> dict[int, Variant]:
+    ops = {op.index: op for op in graph.ops}
+    if optimize == "latency":
+        return {i: min(vs, key=lambda v: v.cycles) for i, vs in options.items()}
+    if optimize == "ram":
+        return {
+            i: min(vs, key=lambda v: (_memory(graph, ops[i], v), v.cycles))
+            for i, vs in options.items()
+        }
+    chosen = {i: vs[0] for i, vs in options.items()}
+    for _ in range(3):  # code is paid once by all that share it: a few rounds settle who shares
+        for i, vs in options.items():
+            shared = {c.function for j, v in chosen.items() if j != i for c in v.calls}
+
+            def cost(v: Variant, shared: set[str] = shared) -> tuple[int, float]:
+                new = any(c.function not in shared for c in v.calls)
+                weights = _constant_tensor_bytes(graph, v)
+                return v.constant_bytes + weights + (v.code_bytes if new else 0), v.cycles
+
+            chosen[i] = min(vs, key=cost)
+    return chosen
+
+
+def _constant_tensor_bytes(graph: Graph, variant: Variant) -> int:
+    from edgeshrink.lowering.calls import TensorArg
+
+    used = {a.tensor for c in variant.calls for a in c.args if isinstance(a, TensorArg)}
+    return sum(graph.tensors[t].n_bytes for t in used if graph.tensors[t].data is not None)
+
+
+def _planned(
+    graph: Graph,
+    order: Sequence[Op],
+    init_ops: Sequence[int],
+    chosen: Mapping[int, Variant],
+    optimize: Optimize,
+) -> Lowered:
+    init = [op for op in graph.ops if op.index in init_ops]
+    roots = _roots([chosen[op.index] for op in graph.ops], len(graph.tensors))
+    state, state_bytes = variables(graph)
+    steps = [*init, *order]
+    blocks, lives = _blocks(graph, steps, len(init), roots, state, chosen)
+    overlaps = _overlaps(graph, steps, roots, lives, chosen)
+    plan = plan_arena(tuple(blocks), tuple(overlaps))
+    places: dict[int, Place] = {}
+    for tensor in graph.tensors:
+        root = roots[tensor.index]
+        if graph.tensors[root].data is not None:
+            places[tensor.index] = Place(where="constant", constant=root)
+        elif root in state:
+            places[tensor.index] = Place(where="state", offset=state[root])
+        elif root in lives:
+            places[tensor.index] = Place(where="arena", offset=plan.offsets[str(root)])
+    scratch = {
+        position - len(init): plan.offsets[f"scratch {position}"]
+        for position, op in enumerate(steps)
+        if chosen[op.index].scratch_bytes
+    }
+
+    def step(op: Op) -> Step:
+        names = [graph.tensors[i].name for i in op.outputs if graph.tensors[i].name]
+        name = names[0] if names else ""
+        return Step(op=op.index, kind=op.kind, name=name, variant=chosen[op.index])
+
+    return Lowered(
+        graph=graph,
+        optimize=optimize,
+        steps=tuple(step(op) for op in order),
+        init=tuple(step(op) for op in init),
+        places=places,
+        scratch=scratch,
+        arena=plan,
+        state_bytes=state_bytes,
+    )
+
+
+def _roots(variants: Sequence[Variant], n_tensors: int) -> list[int]:
+    """Return, for every tensor, the tensor whose memory it is."""
+    roots = list(range(n_tensors))
+    pending = {out: source for v in variants for out, source in v.alias.items()}
+
+    def find(tensor: int) -> int:
+        while tensor in pending:
+            tensor = pending[tensor]
+        return tensor
+
+    return [find(t) for t in roots]
+
+
+def _blocks(
+    graph: Graph,
+    steps: Sequence[Op],
+    n_init: int,
+    roots: Sequence[int],
+    state: Mapping[int, int],
+    chosen: Mapping[int, Variant],
+) -> tuple[list[Block], dict[int, tuple[int, int]]]:
+    """Return the arena's buffers and, by tensor, first and last step of each."""
+    lives: dict[int, tuple[int, int]] = {}
+
+    def touch(tensor: int, position: int) -> None:
+        root = roots[tensor]
+        if graph.tensors[root].data is not None or root in state:
+            return
+        first, last = lives.get(root, (position, position))
+        lives[root] = min(first, position), max(last, position)
+
+    for tensor in graph.inputs:
+        touch(tensor, n_init)
+    for position, op in enumerate(steps):
+        for tensor in (*op.inputs, *op.outputs):
+            if tensor >= 0 and graph.tensors[tensor].dtype != "resource":
+                touch(tensor, position)
+    for tensor in graph.outputs:
+        touch(tensor, max(n_init, len(steps) - 1))
+    sizes = {root: graph.tensors[root].n_bytes for root in lives}
+    blocks = [
+        Block(name=str(root), n_bytes=sizes[root], first=first, last=last, align=ALIGN)
+        for root, (first, last) in lives.items()
+    ]
+    for position, op in enumerate(steps):
+        n_bytes = chosen[op.index].scratch_bytes
+        if n_bytes:
+            blocks.append(
+                Block(
+                    name=f"scratch {position}",
+                    n_bytes=n_bytes,
+                    first=position,
+                    last=position,
+                    align=ALIGN,
+                )
+            )
+    return blocks, lives
+
+
+def _overlaps(
+    graph: Graph,
+    steps: Sequence[Op],
+    roots: Sequence[int],
+    lives: Mapping[int, tuple[int, int]],
+    chosen: Mapping[int, Variant],
+) -> list[Overlap]:
+    found = []
+    for position, op in enumerate(steps):
+        for source, distance in chosen[op.index].overlaps.items():
+            root, out = roots[source], roots[op.outputs[0]]
+            if root not in lives or out not in lives or root == out:
+                continue
+            others = [roots[i] for i in op.inputs if i >= 0 and i != source]
+            if root in others or lives[root][1] != position or lives[out][0] != position:
+                continue
+            found.append(
+                Overlap(input=str(root), output=str(out), distance=distance, step=position)
+            )
+    return found
+
+
+def with_steps(lowered: Lowered, steps: Sequence[Step]) -> Lowered:
+    """Return `lowered` with other steps over the same memory."""
+    return replace(lowered, steps=tuple(steps))

@@ -1,0 +1,20 @@
+"""Which function lowers which operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from edgeshrink.graph import Graph, Op
+from edgeshrink.lowering import dense, shapes
+from edgeshrink.lowering.calls import Variant
+
+# (graph, operator, folders of kernels that the core can run, best first) -> variants
+Lowering = Callable[[Graph, Op, tuple[str, ...]], tuple[Variant, ...]]
+
+LOWERINGS: Final[dict[str, Lowering]] = {
+    "FULLY_CONNECTED": dense.fully_connected,
+    "RESHAPE": shapes.view,
+    "SQUEEZE": shapes.view,
+    "EXPAND_DIMS": shapes.view,
+}
