@@ -26,13 +26,13 @@ from edgeshrink.lowering import (
 )
 from edgeshrink.lowering.kernel_files import included_headers, kernel_file
 
-KEYWORDS: Final = frozenset(
-    """alignas alignof and asm auto bool break case catch char class const constexpr continue
+_KEYWORDS: Final = """
+    alignas alignof and asm auto bool break case catch char class const constexpr continue
     default delete do double else enum explicit export extern false float for friend goto if inline
     int long mutable namespace new not operator or private protected public register restrict return
     short signed sizeof static struct switch template this throw true try typedef union unsigned
-    using virtual void volatile while xor es main""".split()
-)
+    using virtual void volatile while xor es main
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class Generated:
 def c_name(text: str) -> str:
     """Return `text` as a C identifier in lower case that is no keyword."""
     name = re.sub(r"[^0-9a-z]+", "_", text.lower()).strip("_")
-    if not name or name[0].isdigit() or name in KEYWORDS or name.startswith("es_"):
+    if not name or name[0].isdigit() or name in _KEYWORDS.split() or name.startswith("es_"):
         name = f"model_{name}" if name else "model"
     return name
 

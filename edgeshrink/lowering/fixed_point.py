@@ -15,7 +15,7 @@ LIMITS: Final = {"int8": (-128, 127), "int16": (-32768, 32767), "uint8": (0, 255
 
 
 def quantize_multiplier(real: float) -> tuple[int, int]:
-    """Return (multiplier, shift) with real = multiplier * 2^(shift - 31), multiplier in [2^30, 2^31).
+    """Return (multiplier, shift): real = multiplier * 2^(shift - 31), 2^30 <= multiplier < 2^31.
 
     Too small a number is (0, 0), too large a one saturates at shift 30, as in TFLite's
     `QuantizeMultiplier`. Halves round away from zero.
