@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import io
 import json
 import os
@@ -27,9 +28,9 @@ from edgeshrink.artifact import (
     file_entry,
 )
 from edgeshrink.budget import Budget
-from edgeshrink.emulation import emulate
-from edgeshrink.errors import BudgetError, EdgeshrinkError
-from edgeshrink.exporting import Agreement, Exported, export, golden_samples
+from edgeshrink.emulation import check_threads, emulate
+from edgeshrink.errors import BudgetError, ConfigError, EdgeshrinkError
+from edgeshrink.exporting import Agreement, Exported, check_exportable, export, golden_samples
 from edgeshrink.exporting.gates import compare, is_exact
 from edgeshrink.predict import (
     Runs,
@@ -68,6 +69,7 @@ class Built:
     budget: Budget
     seconds: Mapping[str, float]
     overruns: tuple[str, ...]  # one sentence each; empty when the budget is met
+    unchecked: tuple[str, ...] = ()  # limits of the budget for which there is no figure
 
 
 def build(
@@ -86,6 +88,8 @@ def build(
     The artifact appears in one step; an interrupted or failed build leaves the last one as it was.
 
     Raises:
+        ConfigError: the target does not take the recipe's type or the number of threads, or `out`
+            holds something else than an artifact.
         ModelError: the model can't be trained, traced or lowered, or its files disagree.
         BudgetError: a limit is not met; `closest` names where the artifact was left for inspection.
         EdgeshrinkError: `out` can't be written.
@@ -100,15 +104,21 @@ def build(
         progress(name, 1.0, "")
         seconds[name] = time.monotonic() - start
 
+    step = recipe.steps[-1]
+    check_threads(threads, target)
+    if step.dtype not in target.ops.dtypes:
+        fault = f"is {step.dtype!r}, and {target.name} takes {', '.join(target.ops.dtypes)}"
+        raise ConfigError("recipe: dtype", fault, "change the recipe, or choose another target")
     check_writable(out)
     if task.training is not None:
+        with stage("checking"):
+            check_exportable(task, step)
         with stage("training") as report:
             train(task, seed=seed, progress=report)
     scores: dict[str, float] = {}
     if task.evaluate is not None and "test" in task.data:
         with stage("scoring float"):
             scores["float"] = score(task, float_predict(task.model), "test")
-    step = recipe.steps[-1]
     with stage("conversion") as report:
         exported = export(task, target, step, progress=report)
     agreements = exported.agreements
@@ -149,6 +159,7 @@ def build(
         budget=budget,
         seconds=seconds,
         overruns=(),
+        unchecked=unchecked_limits(profile, budget, drop),
     )
 
 
@@ -162,8 +173,22 @@ def exceeded_limits(
     return exceeded
 
 
+def unchecked_limits(profile: Profile, budget: Budget, drop: float | None) -> tuple[str, ...]:
+    """Return the limits of `budget` that nothing was found about."""
+    found = {
+        "flash": (budget.flash_bytes, "flash_bytes" in profile.figures),
+        "ram": (budget.ram_bytes, "ram_bytes" in profile.figures),
+        "latency": (budget.latency_ms, "latency_ms" in profile.figures),
+        "drop": (budget.accuracy_drop, drop is not None),
+    }
+    return tuple(
+        what for what, (limit, is_known) in found.items() if limit is not None and not is_known
+    )
+
+
 def rejected_folder(out: Path) -> Path:
     """Return where an artifact that misses its budget is left: beside `out`, never in its place."""
+    out = out if out.name.strip(".") else out.resolve()
     return out.with_name(out.name + ".rejected")
 
 
@@ -303,12 +328,25 @@ def check_writable(out: Path) -> None:
 
 @contextmanager
 def staging(out: Path, *, keep: bool = True) -> Iterator[Path]:
-    """Yield a folder beside `out` that takes its place when the block ends well."""
+    """Yield a folder beside `out` that takes its place when the block ends well.
+
+    Raises:
+        ConfigError: `out` is a folder with something else than an artifact in it, or a root folder.
+        EdgeshrinkError: writing failed.
+    """
+    out = out.resolve()  # where a link points, that is what is replaced
+    if not out.name:
+        raise ConfigError(
+            f"--out {out}", "can't be replaced by an artifact", "name a folder below it"
+        )
     aside = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.exists() and not out.is_dir():
-            raise NotADirectoryError(20, "is a file, not a folder", str(out))
+            raise NotADirectoryError(errno.ENOTDIR, "it is a file, not a folder", str(out))
+        if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
+            fault = f"holds files, and no {MANIFEST}: it is no artifact, so it is not replaced"
+            raise ConfigError(str(out), fault, "choose another folder with --out")
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
         yield aside
@@ -337,6 +375,10 @@ def _take_place(new: Path, out: Path) -> None:
     names = (os.fsencode(new), os.fsencode(out))
     if swap is None or swap(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) != 0:
         old = out.with_name(f".{out.name}.{os.getpid()}.old")
-        out.rename(old)
-        new.rename(out)
+        try:
+            out.rename(old)
+            new.rename(out)
+        finally:
+            if old.exists() and not out.exists():
+                old.rename(out)
         shutil.rmtree(old, ignore_errors=True)

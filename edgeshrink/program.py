@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 import sys
 import zipfile
@@ -34,6 +35,11 @@ values = [named[name] for name in program.graph_signature.user_inputs]
 inputs = [torch.zeros([int(size) for size in v.shape], dtype=v.dtype) for v in values]
 program.module(check_guards=False)(*inputs)
 """
+# What numpy and zipfile raise for files that are damaged, encrypted, or ask for absurd sizes.
+NPZ_ERRORS: Final = (
+    OSError, ValueError, EOFError, KeyError, TypeError, RuntimeError, OverflowError, MemoryError,
+    struct.error, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 DAMAGED: Final = (
     "the file is damaged, or not made by torch.export.save of this PyTorch: save it again"
 )
@@ -154,12 +160,13 @@ def _read_calibration(path: Path, names: tuple[str, ...], examples: list[Tensor]
 def _read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
     fix = "write it with numpy.savez(path, name=array, ...)"
     try:
-        file = np.load(path, allow_pickle=False)
-        if isinstance(file, np.ndarray):
-            raise ConfigError(str(path), "is a single array, not an .npz", fix)
-        with file:
-            return {name: file[name] for name in file.files}
+        with path.open("rb") as stream:  # numpy leaves a file open that it can't read
+            file = np.load(stream, allow_pickle=False)
+            if isinstance(file, np.ndarray):
+                raise ConfigError(str(path), "is a single array, not an .npz", fix)
+            with file:
+                return {name: file[name] for name in file.files}
     except FileNotFoundError as err:
         raise ConfigError(str(path), "no such file", "check the path") from err
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as err:
+    except NPZ_ERRORS as err:
         raise ConfigError(str(path), f"is not a readable .npz ({err})", fix) from err

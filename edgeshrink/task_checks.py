@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from edgeshrink.budget import Budget
 from edgeshrink.errors import ConfigError, ModelError
@@ -58,6 +59,11 @@ def check_weights(model: nn.Module, where: str) -> None:
         ("buffer", model.named_buffers()),
     ):
         for name, tensor in tensors:
+            if is_lazy(tensor):  # gets its values when the model first runs
+                continue
+            if tensor.device.type != "cpu":
+                fault = f"is on {tensor.device}"
+                raise ModelError(f"{where}: {kind} {name}", fault, "move the model: model.cpu()")
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 bad = int((~torch.isfinite(tensor)).sum())
                 fault = f"holds NaN or infinity ({bad} of {tensor.numel()} values)"
@@ -120,6 +126,8 @@ def _check_examples(examples: Any, where: str) -> tuple[Tensor, ...]:
         if example.dim() == 0 or example.shape[0] != 1:
             fault = f"{place} has the shape {tuple(example.shape)}"
             raise ConfigError(where, fault, "its first dimension, the batch, must be 1")
+        if example.device.type != "cpu":
+            raise ConfigError(where, f"{place} is on {example.device}", "move it: tensor.cpu()")
         if example.is_floating_point() and not torch.isfinite(example).all():
             raise ConfigError(where, f"{place} holds NaN or infinity", "give a real sample")
     return tuple(examples)

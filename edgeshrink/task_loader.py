@@ -29,6 +29,7 @@ from edgeshrink.user_code import UserCode
 TASK_FILE: Final = "edgeshrink.toml"
 DATA_VARIABLE: Final = "EDGESHRINK_DATA"
 # Parameters that have an option of their own.
+DEPLOYED: Final = (".tflite", ".pte")
 RESERVED: Final = {"data": "--data DIR", "seed": "--seed N"}
 BOOLEANS: Final = {
     "true": True, "yes": True, "on": True, "1": True,
@@ -155,8 +156,11 @@ def find_task(spec: str) -> TaskSource:
         raise ConfigError(str(place), "names no function", f"write {place}:{example}")
     if place.name == TASK_FILE and place.is_file():
         return _read_task_file(place.resolve().parent)
+    if place.suffix in DEPLOYED and place.is_file():
+        fix = "`edgeshrink profile` takes it as it is; a build starts from the PyTorch model"
+        raise ConfigError(str(place), "is a model that is lowered already", fix)
     fix = f"give a folder with {TASK_FILE}, or file.py:function; `edgeshrink init` makes one"
-    fault = "is neither" if place.exists() else "does not exist"
+    fault = "is neither a folder nor file.py:function" if place.exists() else "does not exist"
     raise ConfigError(f"task {spec!r}", fault, fix)
 
 

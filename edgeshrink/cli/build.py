@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from edgeshrink.cli.output import print_json, progress, show_figure
+from edgeshrink.cli.output import print_json, progress, show_figure, stdout_to_stderr
 from edgeshrink.quiet import quiet
 from edgeshrink.units import format_bytes
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("--data", type=click.Path(path_type=Path), help="Folder with the task's data.")
 @click.option("--calibration", type=click.Path(path_type=Path), help="Samples (.npz) for a .pt2.")
 @click.option("--out", type=click.Path(path_type=Path), help="Default: build/<task>-<target>.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 @click.option("--threads", type=int, default=1, show_default=True, help="Threads on the device.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(
@@ -51,6 +52,7 @@ def command(
     --calibration); left out, the current folder.
     """
     from edgeshrink.budget import parse_budget
+    from edgeshrink.errors import ConfigError
     from edgeshrink.recipe import Recipe, read_recipe
     from edgeshrink.target import load_target
 
@@ -59,9 +61,14 @@ def command(
     asked = parse_budget(budget_text)
     recipe = Recipe() if recipe_path is None else read_recipe(recipe_path)
 
+    if calibration is not None and Path(task_spec).suffix != ".pt2":
+        fix = "leave it out: a task brings its own calibration split"
+        raise ConfigError("--calibration", "has a meaning for a .pt2 only", fix)
+
     from edgeshrink.task_loader import load_task, parse_settings
 
-    with progress() as report:
+    # What the task's own code prints must not end up in the JSON document.
+    with stdout_to_stderr() if as_json else nullcontext(), progress() as report:
         report("loading", 0.0, task_spec)
         task = load_task(
             task_spec,
@@ -102,6 +109,7 @@ def built_json(built: Built, task: Task) -> dict[str, object]:
         "profile": built.profile.to_json(),
         "budget": {
             "met": not built.overruns,
+            "unchecked": list(built.unchecked),
             "limits": {k: v for k, v in vars(built.budget).items() if v is not None},
         },
         "seconds": {k: round(v, 2) for k, v in built.seconds.items()},
@@ -149,5 +157,8 @@ def print_built(built: Built, task: Task, title: str) -> None:
               f"{100 * a.differing:.2f} % of {a.n_values:,} values differ")  # fmt: skip
     for note in profile.notes:
         print(f"  note: {note}")
+    if built.unchecked:
+        print(f"  note: no figure for {', '.join(built.unchecked)}: that limit is not checked")
+    met = "budget met" + (", as far as it was checked" if built.unchecked else "")
     times = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in built.seconds.items())
-    print(f"\n  budget met; {times}")
+    print(f"\n  {met}; {times}")

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 from edgeshrink.profile import Figure
 from edgeshrink.units import format_bytes, format_ms
@@ -17,6 +17,20 @@ Report = Callable[[str, float, str], None]
 def print_json(content: object) -> None:
     """Print one JSON document."""
     print(json.dumps(content, indent=1, allow_nan=False))
+
+
+@contextmanager
+def stdout_to_stderr() -> Iterator[None]:
+    """Send to stderr what the block prints, on whatever way: for `--json`, stdout is ours alone."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
 
 
 @contextmanager

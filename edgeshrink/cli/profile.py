@@ -40,9 +40,13 @@ def command(
     budget = parse_budget(budget_text).over(target.budget)
     from edgeshrink.artifact import MODEL_FILES, read_artifact
     from edgeshrink.emulation import emulate
+    from edgeshrink.errors import ConfigError
     from edgeshrink.graph_reader import read_graph_file
 
     graph = None
+    if model.suffix == ".pt2":
+        fix = f"first: edgeshrink build {model} --calibration FILE.npz --target {target.name}"
+        raise ConfigError(str(model), "is a program that is not lowered yet", fix)
     if model.is_dir():
         artifact = read_artifact(model)
         graph = read_graph_file(artifact.path(MODEL_FILES["tflite"]))

@@ -1,5 +1,5 @@
 """What a model costs on a device, found on the host."""
 
-from edgeshrink.emulation.emulate import ENGINES, emulate
+from edgeshrink.emulation.emulate import ENGINES, check_threads, emulate
 
-__all__ = ["ENGINES", "emulate"]
+__all__ = ["ENGINES", "check_threads", "emulate"]

@@ -54,10 +54,7 @@ def emulate(
     """
     if engine not in ENGINES:
         raise ConfigError(f"engine {engine!r}", "is not known", f"choose from {', '.join(ENGINES)}")
-    if not 1 <= threads <= target.cpu.n_cores:
-        raise ConfigError(
-            "--threads", f"is {threads}", f"{target.name} has {target.cpu.n_cores} core(s)"
-        )
+    check_threads(threads, target)
     runtime = ENGINES[engine][0]
     shown = name or str(model)
     data = _read(model)
@@ -131,6 +128,14 @@ def emulate(
         overruns=overruns(figures, budget or target.budget),
         notes=tuple(notes),
     )
+
+
+def check_threads(threads: int, target: Target) -> None:
+    """Raise ConfigError unless `target` can run that many threads at once."""
+    if not 1 <= threads <= target.cpu.n_cores:
+        raise ConfigError(
+            "--threads", f"is {threads}", f"{target.name} has {target.cpu.n_cores} core(s)"
+        )
 
 
 def _read(path: Path) -> bytes:

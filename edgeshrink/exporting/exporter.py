@@ -34,6 +34,7 @@ from edgeshrink.predict import (
 )
 from edgeshrink.program import ProgramModule
 from edgeshrink.quantizer import Quantized, canonical_program, quantize
+from edgeshrink.quantizer.annotate import refuse_unsupported
 from edgeshrink.quantizer.canonical import layer_of
 from edgeshrink.recipe import Quantize
 from edgeshrink.runtimes import open_model
@@ -79,10 +80,7 @@ def export(task: Task, target: Target, step: Quantize, *, progress: Progress) ->
             target does not allow, or the files disagree.
         ToolchainError: an exporter or runtime is missing.
     """
-    # Tracing takes one tensor passed twice for one input, so every example gets memory of its own.
-    examples = tuple(
-        x.detach().clone(memory_format=torch.contiguous_format) for x in task.example_inputs
-    )
+    examples = _examples(task)
     progress(0.0, "tracing")
     structure, output_names, output_shapes = describe_outputs(task.model, examples)
     graph_module = canonical_program(_source(task.model), examples)
@@ -132,6 +130,23 @@ def export(task: Task, target: Target, step: Quantize, *, progress: Progress) ->
         agreements=agreements,
         golden_inputs=_golden(inputs, raw_inputs),
         golden_outputs=_golden(outputs, raw_outputs),
+    )
+
+
+def check_exportable(task: Task, step: Quantize) -> None:
+    """Raise ModelError when the model can't be traced, or holds an operator without an int8 form.
+
+    `export` finds that as well; this takes seconds, and is for the time before a long training.
+    """
+    graph_module = canonical_program(_source(task.model), _examples(task))
+    if step.dtype == "int8":
+        refuse_unsupported(graph_module)
+
+
+def _examples(task: Task) -> tuple[Tensor, ...]:
+    """Return example inputs with memory of their own: tracing takes one passed twice for one."""
+    return tuple(
+        x.detach().clone(memory_format=torch.contiguous_format) for x in task.example_inputs
     )
 
 
