@@ -153,7 +153,7 @@ class ModelRunner:
         self.inputs, self.outputs = model.inputs, model.outputs
         self._model, self._python, self._request = model, python, request
         self._timeout_s = timeout_s
-        self._worker = _Worker(model, engine, python, timeout_s)
+        self._worker = self._start()
         try:
             answer = self._worker.open(request | {"measure": False}, ())
             _check_specs(answer, model, ENGINES[engine].title)
@@ -186,31 +186,7 @@ class ModelRunner:
         Raises:
             ModelError: The arrays don't fit the inputs, or the runtime fails, crashes or hangs.
         """
-        calls, batch = self._arrange(arrays)
-        n_calls = len(calls[0]) if calls else 1
-        call_bytes = sum(array[:1].nbytes for array in calls)
-        call_bytes += sum(_n_bytes(spec) for spec in self.outputs)
-        step = max(1, CHUNK_BYTES // max(1, call_bytes))
-        expected = [(spec.dtype, spec.shape) for spec in self.outputs]
-        results = [np.empty((n_calls, *shape), dtype) for dtype, shape in expected]
-        for first in range(0, n_calls, step):
-            count = min(step, n_calls - first)
-            chunk = [array[first : first + count] for array in calls]
-
-            def alive(done: int, first: int = first) -> None:
-                if progress:
-                    progress((first + done) * batch)
-
-            answer = self._worker.ask({"do": "run", "calls": count}, chunk, alive)
-            for result, array in zip(
-                results, self._worker.take(answer, expected, count, self.outputs), strict=True
-            ):
-                result[first : first + count] = array
-            alive(count)
-        return tuple(
-            result.reshape(n_calls * batch, *shape[1:]) if shape[:1] == (batch,) else result
-            for result, (_, shape) in zip(results, expected, strict=True)
-        )
+        return run_batch(self._worker, self.inputs, self.outputs, arrays, progress)
 
     def latency(self, repeats: int = 50) -> tuple[float, ...]:
         """Return seconds per inference, measured on this host, on random inputs.
@@ -239,7 +215,7 @@ class ModelRunner:
         if not engine.has_memory:
             raise ConfigError(f"engine {self.engine}", "has no memory figures of its own", "")
         _require_mallinfo2()
-        fresh = _Worker(self._model, self.engine, self._python, self._timeout_s)
+        fresh = self._start()
         try:
             request = self._request | {"measure": True, "mapped_as": MODEL_TAG}
             answer = fresh.open(request, _example_inputs(self.inputs))
@@ -266,40 +242,29 @@ class ModelRunner:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _arrange(self, arrays: Sequence[npt.NDArray[Any]]) -> tuple[list[npt.NDArray[Any]], int]:
-        """Return the inputs as (inferences, *shape in the file), and the file's batch."""
-        place = f"{self._model.name}: inputs"
-        if len(arrays) != len(self.inputs):
-            raise ModelError(place, f"{len(arrays)} given, the model takes {len(self.inputs)}", "")
-        batches = {spec.shape[0] if spec.shape else 0 for spec in self.inputs}
-        batch = batches.pop() if len(batches) == 1 else 0
-        if (
-            batch == 0
-        ):  # inputs that share no first axis: one inference, arrays as the file has them
-            arrays, batch = [np.asarray(array)[np.newaxis] for array in arrays], 1
-            inner = [spec.shape for spec in self.inputs]
-        else:
-            inner = [spec.shape[1:] for spec in self.inputs]
-        count = arrays[0].shape[0] if arrays and arrays[0].ndim else 0
-        for spec, array, shape in zip(self.inputs, arrays, inner, strict=True):
-            if array.dtype != spec.dtype or array.shape != (count, *shape):
-                what = f"got {array.dtype} {array.shape}, takes {spec.dtype} (n, "
-                what += f"{', '.join(map(str, shape))}), the same n for every input"
-                raise ModelError(f"{place}: {spec.name}", what, "")
-        if count % batch:
-            what = f"got {count} samples, the file takes {batch} at a time"
-            raise ModelError(place, what, f"give a multiple of {batch}")
-        return [
-            array.reshape(count // batch, *spec.shape)
-            for spec, array in zip(self.inputs, arrays, strict=True)
-        ], batch
+    def _start(self) -> WorkerProcess:
+        return WorkerProcess(
+            self._model.name, self._model.data, ENGINES[self.engine], self._python,
+            self._timeout_s, worker.__file__,
+        )  # fmt: skip
 
 
-class _Worker:
-    """The worker process and the socket to it. Any failure ends it."""
+class WorkerProcess:
+    """A worker process and the socket to it. Any failure ends it.
 
-    def __init__(self, model: _Model, engine: str, python: str, timeout_s: float) -> None:
-        self.engine, self.name, self.timeout_s = ENGINES[engine], model.name, timeout_s
+    Args:
+        name: What to call the model in errors.
+        data: The model file, which the worker gets as a path.
+        engine: Its title and install line are for errors.
+        python: The Python that runs the worker.
+        timeout_s: How long the worker may give no sign of life.
+        script: The worker's program, which speaks the protocol of `worker.py`.
+    """
+
+    def __init__(
+        self, name: str, data: bytes, engine: Engine, python: str, timeout_s: float, script: str
+    ) -> None:
+        self.engine, self.name, self.timeout_s = engine, name, timeout_s
         self.stage, self.is_imported = "while starting", False
         ours, theirs = socket.socketpair()
         self.socket = ours
@@ -307,10 +272,10 @@ class _Worker:
         model_fd = os.memfd_create(MODEL_TAG)
         try:
             with open(model_fd, "wb", closefd=False) as file:
-                file.write(model.data)
+                file.write(data)
             self.model_path = f"/proc/self/fd/{model_fd}"
             self.process = subprocess.Popen(
-                [python, "-W", "ignore", str(Path(worker.__file__)), str(theirs.fileno()),
+                [python, "-W", "ignore", script, str(theirs.fileno()),
                  str(os.getpid())],
                 stdin=subprocess.DEVNULL, stdout=self.chatter, stderr=self.chatter,
                 pass_fds=(theirs.fileno(), model_fd), env=_environment(python),
@@ -402,6 +367,9 @@ class _Worker:
             what = f"can't be imported ({answer['error']})"
             self.close()
             return ToolchainError(self.engine.title, what, self.engine.install)
+        if "fix" in answer:  # the worker knows better than we do
+            self.close()
+            return ModelError(self.name, str(answer["error"]), str(answer["fix"]))
         return self.failure(f"failed {self.stage}: {answer['error']}")
 
     def hung(self) -> ModelError | ToolchainError:
@@ -453,6 +421,70 @@ class _Worker:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
+
+
+def run_batch(
+    process: WorkerProcess,
+    inputs: Sequence[IoSpec],
+    outputs: Sequence[IoSpec],
+    arrays: Sequence[npt.NDArray[Any]],
+    progress: Callable[[int], None] | None,
+) -> tuple[npt.NDArray[Any], ...]:
+    """Have the worker run a batch; see `ModelRunner.run`."""
+    calls, batch = arrange(process.name, inputs, arrays)
+    n_calls = len(calls[0]) if calls else 1
+    call_bytes = sum(array[:1].nbytes for array in calls)
+    call_bytes += sum(_n_bytes(spec) for spec in outputs)
+    step = max(1, CHUNK_BYTES // max(1, call_bytes))
+    expected = [(spec.dtype, spec.shape) for spec in outputs]
+    results = [np.empty((n_calls, *shape), dtype) for dtype, shape in expected]
+    for first in range(0, n_calls, step):
+        count = min(step, n_calls - first)
+        chunk = [array[first : first + count] for array in calls]
+
+        def alive(done: int, first: int = first) -> None:
+            if progress:
+                progress((first + done) * batch)
+
+        answer = process.ask({"do": "run", "calls": count}, chunk, alive)
+        for result, array in zip(
+            results, process.take(answer, expected, count, outputs), strict=True
+        ):
+            result[first : first + count] = array
+        alive(count)
+    return tuple(
+        result.reshape(n_calls * batch, *shape[1:]) if shape[:1] == (batch,) else result
+        for result, (_, shape) in zip(results, expected, strict=True)
+    )
+
+
+def arrange(
+    name: str, inputs: Sequence[IoSpec], arrays: Sequence[npt.NDArray[Any]]
+) -> tuple[list[npt.NDArray[Any]], int]:
+    """Return the arrays of a batch as (inferences, *shape in the file), and the file's batch."""
+    place = f"{name}: inputs"
+    if len(arrays) != len(inputs):
+        raise ModelError(place, f"{len(arrays)} given, the model takes {len(inputs)}", "")
+    batches = {spec.shape[0] if spec.shape else 0 for spec in inputs}
+    batch = batches.pop() if len(batches) == 1 else 0
+    if batch == 0:  # inputs that share no first axis: one inference, arrays as the file has them
+        arrays, batch = [np.asarray(array)[np.newaxis] for array in arrays], 1
+        inner = [spec.shape for spec in inputs]
+    else:
+        inner = [spec.shape[1:] for spec in inputs]
+    count = arrays[0].shape[0] if arrays and arrays[0].ndim else 0
+    for spec, array, shape in zip(inputs, arrays, inner, strict=True):
+        if array.dtype != spec.dtype or array.shape != (count, *shape):
+            what = f"got {array.dtype} {array.shape}, takes {spec.dtype} (n, "
+            what += f"{', '.join(map(str, shape))}), the same n for every input"
+            raise ModelError(f"{place}: {spec.name}", what, "")
+    if count % batch:
+        what = f"got {count} samples, the file takes {batch} at a time"
+        raise ModelError(place, what, f"give a multiple of {batch}")
+    return [
+        array.reshape(count // batch, *spec.shape)
+        for spec, array in zip(inputs, arrays, strict=True)
+    ], batch
 
 
 def _read_model(model: Path | bytes, engine: str, name: str | None) -> _Model:
