@@ -6,13 +6,15 @@ from collections.abc import Callable
 from typing import Final
 
 from edgeshrink.graph import Graph, Op
-from edgeshrink.lowering import dense, shapes
+from edgeshrink.lowering import convolutions, dense, shapes
 from edgeshrink.lowering.calls import Variant
 
 # (graph, operator, folders of kernels that the core can run, best first) -> variants
 Lowering = Callable[[Graph, Op, tuple[str, ...]], tuple[Variant, ...]]
 
 LOWERINGS: Final[dict[str, Lowering]] = {
+    "CONV_2D": convolutions.conv_2d,
+    "DEPTHWISE_CONV_2D": convolutions.depthwise_conv_2d,
     "FULLY_CONNECTED": dense.fully_connected,
     "RESHAPE": shapes.view,
     "SQUEEZE": shapes.view,

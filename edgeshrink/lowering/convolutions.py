@@ -1,0 +1,171 @@
+"""CONV_2D and DEPTHWISE_CONV_2D."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeshrink.graph import Graph, Op
+from edgeshrink.lowering.calls import Arg, Call, ConstArg, StructArg, TensorArg, Variant
+from edgeshrink.lowering.fixed_point import (
+    activation_range,
+    constant,
+    multipliers,
+    quantization_of,
+    refuse,
+    scale_and_zero,
+)
+from edgeshrink.lowering.padding import conv_padding
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conv:
+    """A convolution as its kernels want it. Weights are (y_c, k_h, k_w, k_c) in every case."""
+
+    x: int  # tensors
+    w: int
+    y: int
+    depthwise: bool
+    shape: dict[str, int]  # the fields of es_conv_shape
+    weights: npt.NDArray[np.int8]
+    bias: npt.NDArray[np.int32]
+    multiplier: npt.NDArray[np.int32]
+    shift: npt.NDArray[np.int8]
+
+    @property
+    def groups(self) -> int:
+        return self.shape["x_c"] // self.shape["k_c"]
+
+    @property
+    def macs(self) -> int:
+        s = self.shape
+        return s["batches"] * s["y_h"] * s["y_w"] * self.weights.size
+
+
+def conv_2d(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ...]:
+    """Return the variants of CONV_2D."""
+    conv = _conv(graph, op, depthwise=False)
+    return (_reference(conv, "es_conv_s8__ref"),)
+
+
+def depthwise_conv_2d(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ...]:
+    """Return the variants of DEPTHWISE_CONV_2D."""
+    conv = _conv(graph, op, depthwise=True)
+    return (_reference(conv, "es_depthwise_s8__ref"),)
+
+
+def _reference(conv: Conv, function: str) -> Variant:
+    return Variant(
+        name="ref",
+        calls=(Call(function=function, args=_args(conv, conv.bias)),),
+        cycles=14.0 * conv.macs,
+        code_bytes=560,
+    )
+
+
+def _args(conv: Conv, bias: npt.NDArray[np.int32]) -> tuple[Arg, ...]:
+    return (
+        StructArg(type="es_conv_shape", fields=conv.shape),
+        TensorArg(tensor=conv.x),
+        TensorArg(tensor=conv.w),
+        ConstArg(name="bias", values=bias),
+        ConstArg(name="multiplier", values=conv.multiplier),
+        ConstArg(name="shift", values=conv.shift),
+        TensorArg(tensor=conv.y),
+    )
+
+
+def _conv(graph: Graph, op: Op, *, depthwise: bool) -> Conv:
+    """Read the operator; ModelError for what no kernel handles or no shape agrees with."""
+    x, w = graph.tensors[op.inputs[0]], graph.tensors[op.inputs[1]]
+    y = graph.tensors[op.outputs[0]]
+    types = (x.dtype, w.dtype, y.dtype)
+    if types != ("int8", "int8", "int8"):
+        raise refuse(graph, op, f"has the types {types}", "quantize the model to int8")
+    if w.data is None:
+        raise refuse(graph, op, "has weights that are computed", "make them constants")
+    bias = constant(graph, op, 2)
+    if bias is None and len(op.inputs) > 2 and op.inputs[2] >= 0:
+        raise refuse(graph, op, "has a bias that is computed", "make it a constant")
+    if not len(x.shape) == len(w.shape) == len(y.shape) == 4 or 0 in (*x.shape, *w.shape, *y.shape):
+        shapes = (x.shape, w.shape, y.shape)
+        raise refuse(graph, op, f"has the shapes {shapes}", "use (batch, height, width, channels)")
+    weights = np.asarray(w.data, np.int8)
+    if depthwise:
+        weights = weights.transpose(3, 1, 2, 0)  # (y_c, k_h, k_w, 1)
+    y_c, k_h, k_w, k_c = weights.shape
+    batches, y_h, y_w, y_channels = y.shape
+    _check_channels(graph, op, (x.shape[3], k_c, y_c, y_channels), depthwise)
+    options = op.options
+    top, bottom, left, right = conv_padding(graph, op)
+    stride = int(options["stride_h"]), int(options["stride_w"])
+    dilation = int(options["dilation_h_factor"]), int(options["dilation_w_factor"])
+    if min(*stride, *dilation) < 1:
+        raise refuse(graph, op, f"has stride {stride}, dilation {dilation}", "they must be positive")
+    padded = x.shape[1] + top + bottom, x.shape[2] + left + right
+    for n_out, n, k, s, d in zip((y_h, y_w), padded, (k_h, k_w), stride, dilation, strict=True):
+        if n_out != (n - ((k - 1) * d + 1)) // s + 1 or x.shape[0] != batches:
+            raise refuse(
+                graph, op, f"computes {y.shape} from {x.shape}, which do not agree", "export it again"
+            )
+    x_scale, x_zero = scale_and_zero(graph, op, x.index)
+    y_scale, y_zero = scale_and_zero(graph, op, y.index)
+    wq = quantization_of(graph, op, w.index)
+    if wq.scales.size not in (1, y_c):
+        raise refuse(
+            graph, op, f"has {wq.scales.size} scales for {y_c} filters", "one for each, or one for all"
+        )
+    if wq.zero_points.any():
+        raise refuse(graph, op, "has weights with a zero point", "quantize weights symmetrically")
+    w_scales = np.broadcast_to(wq.scales.astype(np.float64), (y_c,))
+    multiplier, shift = multipliers(x_scale * w_scales / y_scale)
+    y_min, y_max = activation_range(graph, op, y.index)
+    values = np.zeros(y_c, np.int32) if bias is None else np.asarray(bias)
+    if values.shape != (y_c,) or values.dtype != np.int32:
+        raise refuse(graph, op, f"has a bias {values.dtype} {values.shape}", f"int32 ({y_c},)")
+    reach = np.abs(values.astype(np.int64)) + 255 * _abs_sums(weights)
+    if reach.max() >= 2**31:
+        raise refuse(graph, op, f"has sums up to {reach.max()}, beyond int32", "use smaller biases")
+    return Conv(
+        x=x.index,
+        w=w.index,
+        y=y.index,
+        depthwise=depthwise,
+        shape={
+            "batches": batches,
+            "x_h": x.shape[1], "x_w": x.shape[2], "x_c": x.shape[3],
+            "y_h": y_h, "y_w": y_w, "y_c": y_c,
+            "k_h": k_h, "k_w": k_w, "k_c": k_c,
+            "stride_h": stride[0], "stride_w": stride[1],
+            "dilation_h": dilation[0], "dilation_w": dilation[1],
+            "pad_top": top, "pad_left": left,
+            "x_zero": x_zero, "y_zero": y_zero, "y_min": y_min, "y_max": y_max,
+        },
+        weights=weights,
+        bias=values,
+        multiplier=multiplier,
+        shift=shift,
+    )  # fmt: skip
+
+
+def _check_channels(
+    graph: Graph, op: Op, channels: tuple[int, int, int, int], depthwise: bool
+) -> None:
+    x_c, k_c, y_c, y_channels = channels
+    if y_channels != y_c or x_c % k_c or y_c % (x_c // k_c) or (depthwise and k_c != 1):
+        raise refuse(
+            graph,
+            op,
+            f"has {x_c} input channels, {y_c} filters of {k_c} channels, {y_channels} output "
+            "channels, which do not agree",
+            "export it again",
+        )
+
+
+def _abs_sums(weights: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Return, for every filter, the sum of its weights' magnitudes."""
+    sums: npt.NDArray[np.int64] = np.abs(weights.astype(np.int64)).sum(axis=(1, 2, 3))
+    return sums
