@@ -6,13 +6,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Final, Literal
+from pathlib import Path, PurePosixPath
+from typing import Any, Final, Literal, get_args
 
 from edgeshrink.errors import ConfigError
 
 Layout = Literal["as-is", "channels-last"]
 Structure = Literal["single", "tuple", "dict"]
+Quantization = Literal["one", "separate", "none"]
 
 FORMAT_VERSION: Final = 1
 MANIFEST: Final = "artifact.json"
@@ -62,7 +63,7 @@ class Artifact:
     name: str
     target: str
     engine: str
-    quantization: Literal["one", "separate", "none"]
+    quantization: Quantization
     inputs: tuple[IoSpec, ...]
     outputs: tuple[IoSpec, ...]
     structure: Structure
@@ -114,47 +115,100 @@ def read_artifact(folder: Path) -> Artifact:
     """Read the artifact in `folder`, check every digest; ConfigError names what is wrong."""
     manifest = folder / MANIFEST
     try:
-        content = json.loads(manifest.read_text("utf-8"))
-        if content["format"] != FORMAT_VERSION:
+        content = json.loads(manifest.read_bytes())
+        version = _take(content, "format", int)
+        if version != FORMAT_VERSION:
             raise ConfigError(
                 str(manifest),
-                f"has format {content['format']}, this version reads {FORMAT_VERSION}",
-                "build it again",
+                f"has format {version}, this version reads {FORMAT_VERSION}",
+                "build the artifact again",
             )
-        specs = {
-            side: tuple(IoSpec(**_tuples(spec)) for spec in content[side])
-            for side in ("inputs", "outputs")
-        }
-        files = {
-            name: FileEntry(sha256=entry["sha256"], n_bytes=entry["bytes"])
-            for name, entry in content["files"].items()
-        }
-        same = ("name", "target", "engine", "quantization", "structure", "metric", "scores",
-                "recipe", "versions", "seed")  # fmt: skip
-        artifact = Artifact(
-            folder=folder,
-            inputs=specs["inputs"],
-            outputs=specs["outputs"],
-            files=files,
-            **{key: content[key] for key in same},
-        )
+        artifact = _from_json(folder, content)
     except FileNotFoundError:
         raise ConfigError(str(folder), f"holds no {MANIFEST}", "give a built artifact") from None
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as err:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as err:
+        reason = f"{err} is missing" if isinstance(err, KeyError) else str(err)
         raise ConfigError(
-            str(manifest), f"is damaged ({type(err).__name__}: {err})", "build the artifact again"
+            str(manifest), f"is damaged ({reason})", "build the artifact again"
         ) from err
-    for name, entry in files.items():
+    for name, entry in artifact.files.items():
+        path = artifact.path(name)
         try:
-            data = artifact.path(name).read_bytes()
+            data = path.read_bytes()
         except OSError as err:
-            raise ConfigError(
-                str(artifact.path(name)), f"can't be read ({err})", "build it again"
-            ) from err
+            fault = f"can't be read ({err.strerror})"
+            raise ConfigError(str(path), fault, "build the artifact again") from err
         if file_entry(data) != entry:
-            raise ConfigError(
-                str(artifact.path(name)),
-                "differs from its digest in artifact.json",
-                "build it again",
-            )
+            fault = f"differs from its digest in {MANIFEST}"
+            raise ConfigError(str(path), fault, "build the artifact again")
     return artifact
+
+
+def _take(content: Any, key: str, *kinds: type) -> Any:
+    """Return `content[key]`; TypeError where that is none of `kinds`."""
+    if not isinstance(content, dict):
+        raise TypeError(f"{content!r:.80} is not an object")
+    value = content[key]
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise TypeError(f"{key} is {value!r:.80}")
+    return value
+
+
+def _choice(content: Any, key: str, choices: tuple[str, ...]) -> Any:
+    value = _take(content, key, str)
+    if value not in choices:
+        raise ValueError(f"{key} is {value!r:.80}")
+    return value
+
+
+def _from_json(folder: Path, content: Any) -> Artifact:
+    """Return the artifact that a manifest describes; raises what `read_artifact` catches."""
+    files = {}
+    for name, entry in _take(content, "files", dict).items():
+        pure = PurePosixPath(name)
+        if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\0" in name:
+            raise ValueError(f"{name!r:.80} names no file of the artifact")
+        files[name] = FileEntry(
+            sha256=_take(entry, "sha256", str), n_bytes=_take(entry, "bytes", int)
+        )
+    return Artifact(
+        folder=folder,
+        name=_take(content, "name", str),
+        target=_take(content, "target", str),
+        engine=_take(content, "engine", str),
+        quantization=_choice(content, "quantization", get_args(Quantization)),
+        inputs=tuple(_spec(spec) for spec in _take(content, "inputs", list)),
+        outputs=tuple(_spec(spec) for spec in _take(content, "outputs", list)),
+        structure=_choice(content, "structure", get_args(Structure)),
+        metric=_mapping(content, "metric", str),
+        scores=_mapping(content, "scores", int, float),
+        recipe=_take(content, "recipe", dict),
+        versions=_mapping(content, "versions", str),
+        seed=_take(content, "seed", int),
+        files=files,
+    )
+
+
+def _mapping(content: Any, key: str, *kinds: type) -> dict[str, Any]:
+    values = _take(content, key, dict)
+    return {name: _take(values, name, *kinds) for name in values}
+
+
+def _spec(content: Any) -> IoSpec:
+    absent = type(None)
+    return IoSpec(
+        name=_take(content, "name", str),
+        shape=_shape(content, "shape"),
+        dtype=_take(content, "dtype", str),
+        scale=_take(content, "scale", int, float, absent),
+        zero_point=_take(content, "zero_point", int, absent),
+        layout=_choice(content, "layout", get_args(Layout)),
+        model_shape=_shape(content, "model_shape"),
+    )
+
+
+def _shape(content: Any, key: str) -> tuple[int, ...]:
+    shape = tuple(_take(content, key, list))
+    if not all(type(size) is int for size in shape):
+        raise TypeError(f"{key} is {list(shape)!r:.80}")
+    return shape

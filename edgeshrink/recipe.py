@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -38,7 +39,7 @@ class Recipe:
             lines.append("[[steps]]")
             lines.append(f'step = "{name_of(step)}"')
             for key, value in asdict(step).items():
-                lines.append(f"{key} = {value if isinstance(value, int) else repr_toml(value)}")
+                lines.append(f"{key} = {repr_toml(value)}")
             lines.append("")
         return "\n".join(lines)
 
@@ -51,17 +52,20 @@ def name_of(step: Quantize) -> str:
     return next(name for name, kind in STEPS.items() if isinstance(step, kind))
 
 
-def repr_toml(value: str) -> str:
-    """Return a TOML string."""
-    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+def repr_toml(value: bool | int | float | str) -> str:
+    """Return a value as TOML."""
+    text = json.dumps(value, ensure_ascii=False)  # its strings are TOML's, but for one character
+    return text.replace("\x7f", "\\u007f")
 
 
 def read_recipe(path: Path) -> Recipe:
     """Read a recipe file; ConfigError names file, key and remedy."""
     table = read_toml(path)
-    steps = []
+    steps: list[Quantize] = []
     for entry in table.tables("steps"):
-        entry.text("step", choices=STEPS)
+        word = entry.text("step", choices=STEPS)
+        if steps:
+            raise entry.error("step", f"is {word!r} again", "quantize once, as the last step")
         steps.append(_read_quantize(entry))
     if not steps:
         raise table.error("steps", "is empty", 'add [[steps]] with step = "quantize"')

@@ -42,6 +42,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """Return a remedy that names the nearest of `known`, or all of them."""
     names = sorted(known)
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    holding = [name for name in names if word and word in name]
+    close = close or (holding if len(holding) == 1 else [])
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names) or 'none'}"
 
 

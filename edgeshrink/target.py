@@ -318,8 +318,9 @@ def _figures(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         for key, child in value.items():
             yield from _figures(child, f"{prefix}.{key}" if prefix else key)
     elif isinstance(value, list) and value and isinstance(value[0], dict):
-        for child in value:
-            yield from _figures(child, f"{prefix}.{child.get('name', '')}")
+        for child in value:  # an array of tables, each with a name
+            rest = {key: fact for key, fact in child.items() if key != "name"}
+            yield from _figures(rest, f"{prefix}.{child.get('name', '')}")
     else:
         yield prefix, value
 

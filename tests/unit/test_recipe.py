@@ -2,27 +2,68 @@
 
 from __future__ import annotations
 
+import json
+import tomllib
+
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from edgeshrink.errors import ConfigError
-from edgeshrink.recipe import Quantize, Recipe, read_recipe
+from edgeshrink.recipe import STEPS, Quantize, Recipe, name_of, read_recipe, repr_toml
 
 
-def test_a_recipe_survives_the_way_to_disk_and_back(tmp_path):
-    recipe = Recipe(steps=(Quantize(dtype="float32", observer="minmax", n_samples=7),))
+@pytest.mark.parametrize("dtype", ["int8", "float32"])
+@pytest.mark.parametrize("observer", ["histogram", "minmax"])
+@pytest.mark.parametrize("n_samples", [1, 7, 1_000_000])
+def test_a_recipe_survives_the_way_to_disk_and_back(tmp_path, dtype, observer, n_samples):
+    recipe = Recipe(steps=(Quantize(dtype=dtype, observer=observer, n_samples=n_samples),))
     (tmp_path / "recipe.toml").write_text(recipe.to_toml())
     assert read_recipe(tmp_path / "recipe.toml") == recipe
+
+
+def test_a_step_alone_takes_all_defaults(tmp_path):
+    (tmp_path / "recipe.toml").write_text('[[steps]]\nstep = "quantize"\n')
+    assert read_recipe(tmp_path / "recipe.toml") == Recipe()
+
+
+def test_json_and_toml_of_a_recipe_say_the_same():
+    recipe = Recipe(steps=(Quantize(observer="minmax"),))
+    assert tomllib.loads(recipe.to_toml()) == json.loads(json.dumps(recipe.to_json()))
+
+
+@pytest.mark.parametrize(("word", "kind"), STEPS.items())
+def test_every_step_has_its_word_and_its_defaults_read_back(tmp_path, word, kind):
+    assert name_of(kind()) == word
+    (tmp_path / "recipe.toml").write_text(Recipe(steps=(kind(),)).to_toml())
+    assert read_recipe(tmp_path / "recipe.toml").steps == (kind(),)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])) | st.booleans() | st.integers(-9, 9))
+@example('"\\\n\t\x00\x7f\x85é🙂')
+def test_any_value_is_written_as_toml_that_reads_back(value):
+    read = tomllib.loads(f"key = {repr_toml(value)}")["key"]
+    assert read == value
+    assert type(read) is type(value)
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("", "steps: is empty"),
+        ("steps = []\n", "steps: is empty"),
+        ("[[steps]]\n", r"steps\[0\].step: is missing"),
         ('[[steps]]\nstep = "quantise"\n', "did you mean 'quantize'"),
         ('[[steps]]\nstep = "quantize"\ndtype = "int9"\n', "did you mean 'int8'"),
+        ('[[steps]]\nstep = "quantize"\nobserver = "histogramm"\n', "did you mean 'histogram'"),
         ('[[steps]]\nstep = "quantize"\nobservor = "minmax"\n', "did you mean 'observer'"),
         ('[[steps]]\nstep = "quantize"\nn_samples = 0\n', r"must be a whole number in \[1,"),
+        ('[[steps]]\nstep = "quantize"\nn_samples = 1.5\n', "must be a whole number"),
+        ('[[steps]]\nstep = "quantize"\nn_samples = true\n', "must be a whole number"),
+        ('[[steps]]\nstep = "quantize"\n' * 2, r"steps\[1\].step: .* quantize once"),
+        ('seed = 1\n[[steps]]\nstep = "quantize"\n', "seed: is not a known key"),
         ("steps = 3\n", "must be an array of tables"),
+        ("steps = [3]\n", r"write \[\[steps\]\] tables"),
         ("[[steps]\n", "is not valid TOML"),
     ],
 )
@@ -32,3 +73,8 @@ def test_bad_recipe_names_file_key_and_fix(tmp_path, text, said):
     with pytest.raises(ConfigError, match=said) as caught:
         read_recipe(path)
     assert "my recipe é.toml" in str(caught.value)
+
+
+def test_a_recipe_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.toml: no such file"):
+        read_recipe(tmp_path / "none.toml")
