@@ -33,7 +33,7 @@ class Case:
     gain: float = 0.02  # real multiplier of the sums: 1 and more shifts to the left
     per_channel: bool = True
     activation: int = 0
-    bias: bool = True
+    bias: bool = True  # False: none; depthwise: of zeros, the oracle crashes without one
     largest: bool = False  # weights of -127 and 127 alone
 
     @property
@@ -88,8 +88,9 @@ def model(case: Case, pad: tuple[int, int, int, int] | None = None) -> bytes:
     w = build.tensor("w", shape, "INT8", data=weights, scale=w_scale,
                      zero_point=[0] * len(w_scale), axis=3 if case.depthwise else 0)  # fmt: skip
     values = rng.integers(-9000, 9000, y_c).astype(np.int32)
+    values *= case.bias
     b = build.tensor("b", (y_c,), "INT32", data=values, scale=w_scale * x_scale,
-                     zero_point=[0] * len(w_scale)) if case.bias else -1  # fmt: skip
+                     zero_point=[0] * len(w_scale)) if case.bias or case.depthwise else -1  # fmt: skip
     y = build.tensor("y", (case.batches, *y_size, y_c), "INT8",
                      scale=x_scale * 0.01 / case.gain, zero_point=case.y_zero)  # fmt: skip
     common = {
@@ -120,6 +121,13 @@ def without_pad(data: bytes, pad: tuple[int, int, int, int]) -> Graph:
         options={**layer.options, "explicit_padding": pad},
     )
     return replace(graph, ops=(folded,))
+
+
+def without_bias(data: bytes) -> Graph:
+    """The graph with the layer's bias left out."""
+    graph = read_graph(data)
+    layer = graph.ops[-1]
+    return replace(graph, ops=(*graph.ops[:-1], replace(layer, inputs=(*layer.inputs[:2], -1))))
 
 
 def pairs(low: int, high: int) -> st.SearchStrategy[tuple[int, int]]:
