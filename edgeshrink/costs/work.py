@@ -29,7 +29,7 @@ _KINDS: Final[dict[KernelClass, str]] = {
         STABLEHLO_SELECT STABLEHLO_COMPARE STABLEHLO_CONVERT STABLEHLO_SHIFT_LEFT""",
     "activation": """
         RELU RELU6 RELU_N1_TO_1 RELU_0_TO_1 LEAKY_RELU PRELU ELU HARD_SWISH GELU LOGISTIC TANH
-        SOFTMAX LOG_SOFTMAX EXP LOG SIN COS SQRT RSQRT POW ATAN2 L2_NORMALIZATION
+        LOOKUP SOFTMAX LOG_SOFTMAX EXP LOG SIN COS SQRT RSQRT POW ATAN2 L2_NORMALIZATION
         LOCAL_RESPONSE_NORMALIZATION STABLEHLO_LOGISTIC STABLEHLO_TANH STABLEHLO_EXPONENTIAL
         STABLEHLO_LOG STABLEHLO_COSINE STABLEHLO_RSQRT STABLEHLO_POWER STABLEHLO_CBRT""",
     "move": """
@@ -140,6 +140,11 @@ def tensor_bytes(tensor: Tensor) -> int:
     return (_elements(tensor) * bits + 7) // 8 if bits else 0
 
 
+def table_bytes(op: Op) -> int:
+    """Return the bytes of the table of a LOOKUP, the operator that graph passes make of others."""
+    return 256 if op.kind == "LOOKUP" and not op.is_custom else 0
+
+
 def _elements(tensor: Tensor) -> int:
     return math.prod(abs(size) for size in tensor.shape)  # -1 stands for an unknown size
 
@@ -187,7 +192,7 @@ def _op_work(root: Graph, graph: Graph, op: Op, seen: dict[int, int]) -> OpWork:
         macs=products.macs + sum(_graph_macs(root, body, seen) for body in bodies),
         input_bytes=sum(tensor_bytes(t) for t in present if t.data is None),
         output_bytes=sum(tensor_bytes(t) for t in outputs),
-        weight_bytes=sum(tensor_bytes(t) for t in present if t.data is not None),
+        weight_bytes=sum(tensor_bytes(t) for t in present if t.data is not None) + table_bytes(op),
         output_elements=sum(_elements(t) for t in outputs),
         taps=products.taps,
         in_channels=products.in_channels,
