@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from edgeshrink.graph import Graph, Op
-from edgeshrink.lowering.calls import Arg, Call, ConstArg, StructArg, TensorArg, Variant
+from edgeshrink.lowering.calls import Arg, Call, ConstArg, ScratchArg, StructArg, TensorArg, Variant
 from edgeshrink.lowering.fixed_point import (
     activation_range,
     constant,
@@ -48,13 +48,19 @@ class Conv:
 def conv_2d(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ...]:
     """Return the variants of CONV_2D."""
     conv = _conv(graph, op, depthwise=False)
-    return (_reference(conv, "es_conv_s8__ref"),)
+    found = [_reference(conv, "es_conv_s8__ref")]
+    if "dsp" in isa and _folded_bias(conv) is not None:
+        found.append(_dsp_conv(conv))
+    return tuple(found)
 
 
 def depthwise_conv_2d(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ...]:
     """Return the variants of DEPTHWISE_CONV_2D."""
     conv = _conv(graph, op, depthwise=True)
-    return (_reference(conv, "es_depthwise_s8__ref"),)
+    found = [_reference(conv, "es_depthwise_s8__ref")]
+    if "dsp" in isa and _folded_bias(conv) is not None:
+        found.append(_dsp_depthwise(conv))
+    return tuple(found)
 
 
 def _reference(conv: Conv, function: str) -> Variant:
@@ -66,7 +72,108 @@ def _reference(conv: Conv, function: str) -> Variant:
     )
 
 
-def _args(conv: Conv, bias: npt.NDArray[np.int32]) -> tuple[Arg, ...]:
+def _dsp_conv(conv: Conv) -> Variant:
+    s = conv.shape
+    steps = np.arange(0, s["y_h"] * s["y_w"], 2)
+    window = s["k_h"] * s["k_w"] * s["x_c"]
+    pixels = s["batches"] * s["y_h"] * s["y_w"]
+    return Variant(
+        name="dsp",
+        calls=(Call(function="es_conv_s8__dsp", args=_args(conv, _bias(conv), 2 * window)),),
+        overlaps={conv.x: pixel_distance(conv, steps)},
+        cycles=pixels * (40.0 + 2.2 * window + conv.weights.shape[0] * 34.0) + 1.55 * conv.macs,
+        code_bytes=900,
+    )
+
+
+def _dsp_depthwise(conv: Conv) -> Variant:
+    s = conv.shape
+    rows = (s["k_h"] - 1) * s["dilation_h"] + 1
+    columns = (s["y_w"] - 1) * s["stride_w"] + (s["k_w"] - 1) * s["dilation_w"] + 1
+    window = rows * columns * s["x_c"]
+    per_mac = 4.6 if s["x_c"] == s["y_c"] and s["x_c"] % 4 == 0 else 8.0
+    return Variant(
+        name="dsp",
+        calls=(Call(function="es_depthwise_s8__dsp", args=_args(conv, _bias(conv), window)),),
+        overlaps={conv.x: row_distance(conv)},
+        cycles=per_mac * conv.macs + 34.0 * conv.macs / (s["k_h"] * s["k_w"]),
+        code_bytes=1100,
+    )
+
+
+def pixel_distance(conv: Conv, firsts: npt.NDArray[np.int64]) -> int:
+    """Return how far below its input the output of a kernel must lie that works pixel by pixel.
+
+    Args:
+        conv: The layer.
+        firsts: For every step of one image, the first output pixel that it computes. A step reads
+            all that it needs before it writes.
+    """
+    s = conv.shape
+    y, x = np.divmod(np.arange(s["y_h"] * s["y_w"]), s["y_w"])
+    row = _lowest(y, s["stride_h"], s["pad_top"], s["dilation_h"], s["k_h"], s["x_h"])
+    column = _lowest(x, s["stride_w"], s["pad_left"], s["dilation_w"], s["k_w"], s["x_w"])
+    lowest = np.where((row < 0) | (column < 0), _NEVER, (row * s["x_w"] + column) * s["x_c"])
+    lasts = np.append(firsts[1:], lowest.size)
+    return _distance(conv, lasts * s["y_c"], np.minimum.reduceat(lowest, firsts))
+
+
+def row_distance(conv: Conv) -> int:
+    """Return the same for a kernel that copies rows of its input, each once.
+
+    Before it writes an output row it has copied all rows up to the last that this one needs.
+    """
+    s = conv.shape
+    rows = np.arange(s["y_h"])
+    reach = (s["k_h"] - 1) * s["dilation_h"] + 1
+    copied = rows * s["stride_h"] - s["pad_top"] + reach  # rows no longer needed after each step
+    before = np.clip(np.concatenate([[0], copied[:-1]]), 0, s["x_h"])
+    lowest = np.where(before < np.clip(copied, 0, s["x_h"]), before * s["x_w"] * s["x_c"], _NEVER)
+    return _distance(conv, (rows + 1) * s["y_w"] * s["y_c"], lowest)
+
+
+_NEVER: Final = 2**62  # where a step reads nothing
+
+
+def _lowest(
+    at: npt.NDArray[np.int64], stride: int, pad: int, dilation: int, window: int, size: int
+) -> npt.NDArray[np.int64]:
+    """Return the lowest index inside the image that each position's window has; -1: none."""
+    start = at * stride - pad
+    first = np.maximum(0, -(start // dilation))  # taps before the image
+    index = start + first * dilation
+    return np.where((first < window) & (index < size), index, -1)
+
+
+def _distance(conv: Conv, written: npt.NDArray[np.int64], lowest: npt.NDArray[np.int64]) -> int:
+    """Return the largest of (written so far - lowest still needed), over all steps and images."""
+    s = conv.shape
+    images = np.arange(s["batches"])[:, None]
+    y_bytes, x_bytes = s["y_h"] * s["y_w"] * s["y_c"], s["x_h"] * s["x_w"] * s["x_c"]
+    all_written = (images * y_bytes + written).ravel()
+    all_lowest = np.where(lowest == _NEVER, _NEVER, images * x_bytes + lowest).ravel()
+    needed = np.minimum.accumulate(all_lowest[::-1])[::-1]
+    steps = all_written[:-1] - needed[1:]
+    return max(-int(all_written[-1]), int(steps.max(initial=-_NEVER)))
+
+
+def _folded_bias(conv: Conv) -> npt.NDArray[np.int32] | None:
+    """Return the bias for kernels that leave out the input's zero point; None if sums get large."""
+    axes = (1, 2, 3)
+    sums = conv.weights.astype(np.int64).sum(axis=axes)
+    folded = conv.bias.astype(np.int64) - conv.shape["x_zero"] * sums
+    if (np.abs(folded) + 128 * _abs_sums(conv.weights)).max() >= 2**30:
+        return None
+    return folded.astype(np.int32)
+
+
+def _bias(conv: Conv) -> npt.NDArray[np.int32]:
+    folded = _folded_bias(conv)
+    assert folded is not None
+    return folded
+
+
+def _args(conv: Conv, bias: npt.NDArray[np.int32], scratch: int = 0) -> tuple[Arg, ...]:
     return (
         StructArg(type="es_conv_shape", fields=conv.shape),
         TensorArg(tensor=conv.x),
@@ -74,6 +181,7 @@ def _args(conv: Conv, bias: npt.NDArray[np.int32]) -> tuple[Arg, ...]:
         ConstArg(name="bias", values=bias),
         ConstArg(name="multiplier", values=conv.multiplier),
         ConstArg(name="shift", values=conv.shift),
+        *([ScratchArg(n_bytes=scratch)] if scratch else []),
         TensorArg(tensor=conv.y),
     )
 
@@ -104,19 +212,27 @@ def _conv(graph: Graph, op: Op, *, depthwise: bool) -> Conv:
     stride = int(options["stride_h"]), int(options["stride_w"])
     dilation = int(options["dilation_h_factor"]), int(options["dilation_w_factor"])
     if min(*stride, *dilation) < 1:
-        raise refuse(graph, op, f"has stride {stride}, dilation {dilation}", "they must be positive")
+        raise refuse(
+            graph, op, f"has stride {stride}, dilation {dilation}", "they must be positive"
+        )
     padded = x.shape[1] + top + bottom, x.shape[2] + left + right
     for n_out, n, k, s, d in zip((y_h, y_w), padded, (k_h, k_w), stride, dilation, strict=True):
         if n_out != (n - ((k - 1) * d + 1)) // s + 1 or x.shape[0] != batches:
             raise refuse(
-                graph, op, f"computes {y.shape} from {x.shape}, which do not agree", "export it again"
+                graph,
+                op,
+                f"computes {y.shape} from {x.shape}, which do not agree",
+                "export it again",
             )
     x_scale, x_zero = scale_and_zero(graph, op, x.index)
     y_scale, y_zero = scale_and_zero(graph, op, y.index)
     wq = quantization_of(graph, op, w.index)
     if wq.scales.size not in (1, y_c):
         raise refuse(
-            graph, op, f"has {wq.scales.size} scales for {y_c} filters", "one for each, or one for all"
+            graph,
+            op,
+            f"has {wq.scales.size} scales for {y_c} filters",
+            "one for each, or one for all",
         )
     if wq.zero_points.any():
         raise refuse(graph, op, "has weights with a zero point", "quantize weights symmetrically")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from edgeshrink.graph import Graph, Op
 from edgeshrink.lowering.calls import Call, ConstArg, StructArg, TensorArg, Variant
@@ -33,10 +34,12 @@ def fully_connected(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant
     multiplier, shift = multipliers(x_scale * w_scales / y_scale)
     bias = constant(graph, op, 2)
     y_min, y_max = activation_range(graph, op, y.index)
+    rows = int(np.prod(y.shape, dtype=np.int64)) // n_out
+    values = np.zeros(n_out, np.int32) if bias is None else np.asarray(bias, np.int32)
     shape = StructArg(
         type="es_dense_shape",
         fields={
-            "rows": int(np.prod(y.shape, dtype=np.int64)) // n_out,
+            "rows": rows,
             "n_in": n_in,
             "n_out": n_out,
             "x_zero": x_zero,
@@ -46,14 +49,43 @@ def fully_connected(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant
             "y_max": y_max,
         },
     )
-    zeros = np.zeros(n_out, np.int32)
     args = (
         shape,
         TensorArg(tensor=x.index),
         TensorArg(tensor=w.index),
-        ConstArg(name="bias", values=zeros if bias is None else bias.astype(np.int32)),
+        ConstArg(name="bias", values=values),
         ConstArg(name="multiplier", values=multiplier),
         ConstArg(name="shift", values=shift),
         TensorArg(tensor=y.index),
     )
-    return (Variant(name="ref", calls=(Call(function="es_dense_s8__ref", args=args),)),)
+    found = [
+        Variant(
+            name="ref",
+            calls=(Call(function="es_dense_s8__ref", args=args),),
+            cycles=7.0 * rows * w.data.size,
+            code_bytes=220,
+        )
+    ]
+    folded = _folded_bias(w.data, values, x_zero) if not wq.zero_points.any() else None
+    if "dsp" in isa and folded is not None:
+        dsp_args = (*args[:3], ConstArg(name="bias", values=folded), *args[4:])
+        found.append(
+            Variant(
+                name="dsp",
+                calls=(Call(function="es_dense_s8__dsp", args=dsp_args),),
+                cycles=1.9 * rows * w.data.size + 40.0 * rows * n_out,
+                code_bytes=500,
+            )
+        )
+    return tuple(found)
+
+
+def _folded_bias(
+    weights: npt.NDArray[np.int8], bias: npt.NDArray[np.int32], x_zero: int
+) -> npt.NDArray[np.int32] | None:
+    """Return the bias for kernels that leave out the input's zero point; None if sums get large."""
+    wide = weights.astype(np.int64)
+    folded = bias.astype(np.int64) - x_zero * wide.sum(axis=1)
+    if (np.abs(folded) + 128 * np.abs(wide).sum(axis=1)).max() >= 2**30:
+        return None
+    return folded.astype(np.int32)

@@ -26,6 +26,13 @@ void es_depthwise_s8__ref(const es_conv_shape *shape, const int8_t *x, const int
                           const int32_t *bias, const int32_t *multiplier, const int8_t *shift,
                           int8_t *y);
 
+void es_conv_s8__dsp(const es_conv_shape *shape, const int8_t *x, const int8_t *w,
+                     const int32_t *bias, const int32_t *multiplier, const int8_t *shift,
+                     int8_t *columns, int8_t *y);
+void es_depthwise_s8__dsp(const es_conv_shape *shape, const int8_t *x, const int8_t *w,
+                          const int32_t *bias, const int32_t *multiplier, const int8_t *shift,
+                          int8_t *window, int8_t *y);
+
 ES_END
 
 #endif
