@@ -16,7 +16,5 @@ LOWERINGS: Final[dict[str, Lowering]] = {
     "CONV_2D": convolutions.conv_2d,
     "DEPTHWISE_CONV_2D": convolutions.depthwise_conv_2d,
     "FULLY_CONNECTED": dense.fully_connected,
-    "RESHAPE": shapes.view,
-    "SQUEEZE": shapes.view,
-    "EXPAND_DIMS": shapes.view,
+    **shapes.TABLE,
 }
