@@ -111,9 +111,9 @@ def load_task(
             key = next(iter(settings))
             raise ConfigError("--set", f"{key!r} has no meaning for {spec}", "leave it out")
         return load_program(Path(spec), calibration=data)
-    from edgeshrink.task_checks import check_task
-
     source = find_task(spec)
+    from edgeshrink.task_checks import check_task  # imports PyTorch
+
     with _importable(source.file.parent):
         function = _function(source, _import(source))
         arguments = _arguments(source, function, settings, data=data, seed=seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -21,4 +22,4 @@ def command(folder: Path, as_json: bool) -> None:
         return
     for path in written:
         print(f"wrote {path}")
-    print(f"next: edgeshrink build {folder} --target rpi4")
+    print(f"next: edgeshrink build {shlex.quote(str(folder))} --target rpi4")

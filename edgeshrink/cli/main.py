@@ -98,8 +98,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         _discard_output()  # the reader of our output has seen enough
     except OSError as err:
-        _discard_output()
-        place = err.filename or "standard output"
+        place = err.filename or ("standard output" if _output_fails() else "this machine")
         _fail(f"error: {place}: {err.strerror or err}", 1, err, show_traceback)
     raise SystemExit(0)
 
@@ -121,6 +120,16 @@ def _told(err: click.ClickException) -> str:
         separator = " " if message.endswith((".", ")", "?")) else "; "
         return f"{message}{separator}See: {err.ctx.command_path} --help"
     return message
+
+
+def _output_fails() -> bool:
+    """Say whether what is still buffered for stdout can't be written; discard it then."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _discard_output()
+        return True
+    return False
 
 
 def _discard_output() -> None:

@@ -72,8 +72,8 @@ def command(
     for note in profile.notes:
         print(f"note: {note}")
     for overrun in profile.overruns:
-        print(f"over budget: {overrun.what} needs {overrun.need:g} {overrun.unit}, "
-              f"{overrun.limit:g} allowed")  # fmt: skip
+        print(f"over budget: {overrun.what} needs {overrun.need:,.10g} {overrun.unit}, "
+              f"{overrun.limit:,.10g} allowed")  # fmt: skip
 
 
 def print_ops(ops: Sequence[OpCost]) -> None:
