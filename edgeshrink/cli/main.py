@@ -98,7 +98,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         _discard_output()  # the reader of our output has seen enough
     except OSError as err:
-        place = err.filename or ("standard output" if _output_fails() else "this machine")
+        place = err.filename or "this machine"
+        if err.filename is None and _is_of_output(err):
+            place = "standard output"
+            _discard_output()
         _fail(f"error: {place}: {err.strerror or err}", 1, err, show_traceback)
     raise SystemExit(0)
 
@@ -122,14 +125,10 @@ def _told(err: click.ClickException) -> str:
     return message
 
 
-def _output_fails() -> bool:
-    """Say whether what is still buffered for stdout can't be written; discard it then."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        _discard_output()
-        return True
-    return False
+def _is_of_output(err: OSError) -> bool:
+    """Say whether the error was raised by a line that prints: only the CLI and click do."""
+    *_, (frame, _) = traceback.walk_tb(err.__traceback__)
+    return str(frame.f_globals.get("__name__")).startswith(("edgeshrink.cli", "click"))
 
 
 def _discard_output() -> None:

@@ -391,10 +391,11 @@ def test_a_reader_that_has_left_is_no_error(tmp_path, arguments):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_output_that_does_not_fit_the_disk_is_an_error(tmp_path):
+@pytest.mark.parametrize("arguments", [["targets"], ["targets", "--json"], ["--help"]])
+def test_output_that_does_not_fit_the_disk_is_an_error(tmp_path, arguments):
     with Path("/dev/full").open("wb") as stdout:
         done = subprocess.run(
-            [*EDGESHRINK, "targets", "--json"],
+            [*EDGESHRINK, *arguments],
             cwd=tmp_path, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False,
         )  # fmt: skip
     assert done.returncode == 1
