@@ -361,8 +361,8 @@ def _golden_test(name: str, graph: Graph, golden: Golden) -> str:
     lines += [
         "int main(void) {",
         "  int failures = 0;",
-        f"  {name}_init();",
         f"  for (int sample = 0; sample < {n_samples}; sample++) {{",
+        f"    {name}_init();",
     ]
     for i in range(len(golden.inputs)):
         size = f"{upper}_INPUT_{i}_ELEMENTS"

@@ -16,16 +16,16 @@ VERBS = {
 MECHANISMS = {
     "quantizer", "costs", "runtimes", "arena", "toolchain", "training", "task_loader",
     "task_checks", "scoring", "program", "predict", "quiet", "graph_reader", "flatbuffer",
-    "tflite_schema", "user_code", "task_template", "passes",
+    "tflite_schema", "user_code", "task_template", "passes", "lowering",
 }  # fmt: skip
-TOP = {"build", "cli", "__main__"}
+TOP = {"build", "firmware", "cli", "__main__"}
 HEAVY = ("torch", "torchao", "executorch", "litert_torch", "ai_edge_litert", "ortools")
 
 
 def _floor(module: str) -> int:
     if module in ("cli", "__main__"):
         return 4
-    if module == "build":
+    if module in ("build", "firmware"):
         return 3
     return 2 if module in VERBS else 1 if module in MECHANISMS else 0
 
