@@ -223,7 +223,7 @@ def compile_elf(
         script_path = Path(folder) / "link.ld"
         script_path.write_text(script, "utf-8")
         _link(
-            [*command, *map(str, objects), "-Wl,--gc-sections", "-Wl,-e,reset", "-Wl,-S",
+            [*command, *map(str, objects), "-Wl,--gc-sections", "-Wl,-e,reset",
              f"-Wl,-T,{script_path}", *libraries, "-o", str(linked)],
             str(out), layout,
         )  # fmt: skip

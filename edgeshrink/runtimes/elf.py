@@ -256,9 +256,9 @@ def _object_bytes(symbols: Iterable[Symbol], section: Section) -> int:
 class FunctionMap:
     """Which function an address lies in."""
 
-    def __init__(self, elf: Elf) -> None:
+    def __init__(self, symbols: Iterable[Symbol]) -> None:
         best: dict[int, Symbol] = {}
-        for symbol in elf.symbols:  # of several names the longest function, then the first name
+        for symbol in symbols:  # of several names the longest function, then the first name
             known = best.get(symbol.address)
             if symbol.is_function and (known is None or symbol.n_bytes > known.n_bytes):
                 best[symbol.address] = symbol

@@ -351,11 +351,12 @@ class WorkerProcess:
                 if want != got:
                     raise self.failure(f"gave {got} for {spec.name}, the file states {want}")
             raise self.failure(f"gave {len(announced)} outputs instead of {len(wanted)}")
+        return self.receive(wanted)
+
+    def receive(self, announced: Sequence[Any]) -> list[npt.NDArray[Any]]:
+        """Receive arrays, each announced as (dtype, shape)."""
         try:
-            return [
-                worker.receive_array(self.socket, dtype, (n_calls, *shape))
-                for dtype, shape in expected
-            ]
+            return [worker.receive_array(self.socket, dtype, shape) for dtype, shape in announced]
         except TimeoutError as err:
             raise self.hung() from err
         except (worker.Gone, OSError) as err:
