@@ -1,28 +1,41 @@
-"""Keep what converters print away from the user; give it back when they fail."""
+"""Keep what converters print away from the user, and Ctrl-C away from converters."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
+import signal
 import sys
 import tempfile
+import threading
+import types
 import warnings
 from collections.abc import Iterator
+from typing import TextIO
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[list[str]]:
     """Silence Python's and C++'s output (file descriptors 1 and 2), logging and warnings.
 
-    Yields a list that holds the silenced text once the block has been left.
+    Yields a list that holds the silenced text once the block has been left. Ctrl-C ends the block
+    even where the code in it catches KeyboardInterrupt.
     """
     text: list[str] = []
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+    for each in (sys.stdout, sys.stderr):
+        each.flush()
     level = logging.root.manager.disable
     with contextlib.ExitStack() as stack:
+        stack.enter_context(interruptible())
         sink = stack.enter_context(tempfile.TemporaryFile())
+        memory = io.BytesIO()
+        if not (_is_descriptor(sys.stdout) and _is_descriptor(sys.stderr)):
+            # Never closed: a log handler made in the block may keep it.
+            stream = io.TextIOWrapper(memory, "utf-8", "replace", write_through=True)
+            stack.enter_context(contextlib.redirect_stdout(stream))
+            stack.enter_context(contextlib.redirect_stderr(stream))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         logging.disable(logging.CRITICAL)
@@ -32,14 +45,48 @@ def quiet() -> Iterator[list[str]]:
                 os.dup2(sink.fileno(), fd)
             yield text
         finally:
-            for stream in (sys.stdout, sys.stderr):
-                stream.flush()
+            for each in (sys.stdout, sys.stderr):
+                each.flush()
             for fd, copy in saved.items():
                 os.dup2(copy, fd)
                 os.close(copy)
             logging.disable(level)
             sink.seek(0)
-            text.append(sink.read().decode("utf-8", "replace"))
+            text.append((memory.getvalue() + sink.read()).decode("utf-8", "replace"))
+
+
+def _is_descriptor(stream: TextIO) -> bool:
+    """Say whether `stream` is descriptor 1 or 2: in a notebook, or under pytest, none is."""
+    try:
+        return stream.fileno() in (1, 2)
+    except (OSError, AttributeError, ValueError):
+        return False
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise KeyboardInterrupt at the end of the block if it was raised, and swallowed, inside.
+
+    Converters catch everything in places (an import that may fail, a callback from C++), and would
+    go on for minutes after Ctrl-C.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield  # somebody else decides what Ctrl-C means
+        return
+    pressed = threading.Event()
+
+    def note(number: int, frame: types.FrameType | None) -> None:
+        pressed.set()
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if pressed.is_set():
+            raise KeyboardInterrupt
 
 
 def reason(err: BaseException) -> str:

@@ -26,9 +26,12 @@ def lower_to_pte(graph_module: fx.GraphModule, example_inputs: Sequence[Tensor])
         ModelError: the lowering failed.
     """
     try:
-        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-        from executorch.exir import to_edge_transform_and_lower
-        from executorch.exir.error import ExportError, InternalError
+        with quiet():
+            from executorch.backends.xnnpack.partition.xnnpack_partitioner import (
+                XnnpackPartitioner,
+            )
+            from executorch.exir import to_edge_transform_and_lower
+            from executorch.exir.error import ExportError, InternalError
     except ImportError as err:
         raise ToolchainError("executorch", f"can't be imported ({err})", INSTALL) from err
     try:
