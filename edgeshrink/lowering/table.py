@@ -6,7 +6,15 @@ from collections.abc import Callable
 from typing import Final
 
 from edgeshrink.graph import Graph, Op
-from edgeshrink.lowering import convolutions, dense, shapes
+from edgeshrink.lowering import (
+    convolutions,
+    dense,
+    elementwise,
+    lookups,
+    normalizations,
+    reductions,
+    shapes,
+)
 from edgeshrink.lowering.calls import Variant
 
 # (graph, operator, folders of kernels that the core can run, best first) -> variants
@@ -16,5 +24,9 @@ LOWERINGS: Final[dict[str, Lowering]] = {
     "CONV_2D": convolutions.conv_2d,
     "DEPTHWISE_CONV_2D": convolutions.depthwise_conv_2d,
     "FULLY_CONNECTED": dense.fully_connected,
+    **elementwise.TABLE,
+    **lookups.TABLE,
+    **normalizations.TABLE,
+    **reductions.TABLE,
     **shapes.TABLE,
 }

@@ -36,7 +36,7 @@ static inline int32_t es_wrap_add(int32_t a, int32_t b) {
 }
 static inline int32_t es_wrap_shl(int32_t x, int32_t n) { return (int32_t)((uint32_t)x << n); }
 
-/* round(a * b / 2^31), ties away from zero, saturating the one product that does not fit. */
+/* round(a * b / 2^31), ties upwards, saturating the one product that does not fit. */
 static inline int32_t es_doubling_high_mul(int32_t a, int32_t b) {
   if (a == b && a == INT32_MIN) return INT32_MAX;
   int64_t product = (int64_t)a * b;

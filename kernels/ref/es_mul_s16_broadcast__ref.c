@@ -1,0 +1,24 @@
+/* Product of two int16 tensors of which one, or both, repeat along some dimensions.
+ *
+ *   y[i] = clamp(requantize((a[ia] - a_zero) * (b[ib] - b_zero)) + y_zero), ia and ib by the
+ *   strides of `broadcast`
+ *
+ *   a  [in]   int16, dense
+ *   b  [in]   int16, dense
+ *   y  [out]  int16 (d0, d1, d2, d3, d4); may be the input that repeats nowhere, or begin below it
+ *
+ * Pre:   as es_mul_s16__ref; n is not used.
+ * Exact: TensorFlow Lite Micro's MUL. */
+#include "es_elementwise.h"
+
+void es_mul_s16_broadcast__ref(const es_mul_shape *shape, const es_broadcast_shape *broadcast,
+                               const int16_t *a, const int16_t *b, int16_t *y) {
+  for (int32_t row = 0; row < es_broadcast_rows(broadcast); row++) {
+    es_broadcast_row at = es_broadcast_at(broadcast, row);
+    for (int32_t i = 0; i < broadcast->d4; i++) {
+      *y++ = (int16_t)es_mul_one(shape, a[at.a], b[at.b]);
+      at.a += broadcast->a4;
+      at.b += broadcast->b4;
+    }
+  }
+}

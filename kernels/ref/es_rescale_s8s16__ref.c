@@ -1,0 +1,17 @@
+/* Another scale and zero point: int8 to int16.
+ *
+ *   y[i] = clamp(requantize(x[i] - x_zero) + y_zero)
+ *
+ *   x  [in]   int8 (n)
+ *   y  [out]  int16 (n); may begin below x as far as every value is written below what
+ *             is still to be read: values go in order
+ *
+ * Pre:   none: what leaves int32 wraps.
+ * Exact: TensorFlow Lite Micro's QUANTIZE. */
+#include "es_lookup.h"
+
+void es_rescale_s8s16__ref(const es_rescale_shape *shape, const int8_t *x, int16_t *y) {
+  for (int32_t i = 0; i < shape->n; i++) {
+    y[i] = (int16_t)es_clamp(es_rescale_one(shape, x[i]), INT16_MIN, INT16_MAX);
+  }
+}

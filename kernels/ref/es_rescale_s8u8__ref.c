@@ -1,0 +1,16 @@
+/* Another scale and zero point: int8 to uint8.
+ *
+ *   y[i] = clamp(requantize(x[i] - x_zero) + y_zero)
+ *
+ *   x  [in]   int8 (n)
+ *   y  [out]  uint8 (n); may be x, or begin below it
+ *
+ * Pre:   none: what leaves int32 wraps.
+ * Exact: TensorFlow Lite Micro's QUANTIZE. */
+#include "es_lookup.h"
+
+void es_rescale_s8u8__ref(const es_rescale_shape *shape, const int8_t *x, uint8_t *y) {
+  for (int32_t i = 0; i < shape->n; i++) {
+    y[i] = (uint8_t)es_clamp(es_rescale_one(shape, x[i]), 0, UINT8_MAX);
+  }
+}
