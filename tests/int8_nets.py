@@ -280,3 +280,112 @@ def _out(size: Pair, window: Pair, stride: Pair, dilation: Pair, padding: str) -
 
 def random_int8(shape: Sequence[int], seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(-128, 128, tuple(shape), np.int8)
+
+
+def random_net(seed: int, n_layers: int = 8) -> bytes:
+    """A network of layers at random, with much in it that graph passes look for.
+
+    Some filters are zero, some channels are read by nobody, activations and pads stand alone,
+    operators change nothing, chains of pointwise operators follow one another.
+    """
+    net = Int8Net(seed)
+    choose = net.random
+    shape = (1, int(choose.integers(3, 8)), int(choose.integers(3, 8)), int(choose.integers(1, 6)))
+    x = net.input(shape, zero=int(choose.choice([-128, 0, 17])))
+    side: list[int] = []  # earlier tensors, to be joined to later ones
+    for _ in range(n_layers):
+        side.append(x)
+        x = _random_layer(net, x, side)
+    ends = [x]
+    if choose.random() < 0.5:
+        ends.append(side[-1] if side[-1] not in net.inputs else x)
+    if choose.random() < 0.5:
+        flat = net.reshape(x, (1, int(np.prod(net.shape(x)))))
+        ends.append(net.unary("SOFTMAX", net.dense(flat, 4, is_per_channel=bool(seed % 2))))
+    return net.finish(*dict.fromkeys(ends))
+
+
+def sparse(net: Int8Net, weights: np.ndarray, outputs: int, inputs: int) -> np.ndarray:
+    """Weights with about a third of all filters zero, and of all inputs unread."""
+    for axis in (outputs, inputs):
+        dead = net.random.random(weights.shape[axis]) < net.random.choice([0, 0.35, 0.8])
+        weights[(slice(None),) * axis + (dead,)] = 0
+    return weights
+
+
+def _random_layer(net: Int8Net, x: int, side: Sequence[int]) -> int:
+    choose, shape = net.random, net.shape(x)
+    depth = shape[3]
+    kernel = tuple(int(v) for v in choose.choice([1, 2, 3], 2))
+    padding = str(choose.choice(["SAME", "VALID"]))
+    if shape[1] < 3 or shape[2] < 3:
+        padding = "SAME"
+    common: dict[str, Any] = {
+        "padding": padding, "activation": str(choose.choice(list(ACTIVATIONS))),
+        "bias": bool(choose.random() < 0.8),
+    }  # fmt: skip
+    kind = choose.choice([
+        "conv", "conv", "conv", "depthwise", "depthwise", "pad", "relu", "pointwise", "pointwise",
+        "join", "pool", "mean", "same", "scalar", "detour", "concat",
+    ])  # fmt: skip
+    if kind == "conv":
+        n_out = int(choose.integers(1, 7))
+        weights = sparse(net, net.weights((n_out, *kernel, depth)), 0, 3)
+        per_channel = bool(choose.random() < 0.7)
+        return net.conv(x, n_out, kernel, weights=weights, is_per_channel=per_channel, **common)
+    if kind == "depthwise":
+        times = int(choose.choice([1, 1, 2]))
+        weights = sparse(net, net.weights((1, *kernel, depth * times)), 3, 0)
+        return net.depthwise(x, kernel, multiplier=times, weights=weights, **common)
+    if kind == "pad":
+        amounts = [(0, 0), *(tuple(choose.integers(0, 3, 2).tolist()) for _ in range(2)), (0, 0)]
+        zero = net.quantizations[x][1]
+        value = choose.choice(np.array([None, zero, -128, 5], object))
+        padded = net.pad(x, amounts, value)
+        if choose.random() < 0.3:
+            return net.pool("MAX_POOL_2D", padded, (2, 2), (1, 1), padding)
+        return net.conv(padded, 3, kernel, padding=padding)
+    if kind == "relu":
+        return net.unary(str(choose.choice(["RELU", "RELU6"])), x, net.like(x))
+    if kind == "pointwise":
+        names = ["RELU", "LEAKY_RELU", "LOGISTIC", "TANH", "HARD_SWISH", "ELU", "QUANTIZE", "ABS"]
+        return net.unary(str(choose.choice(names)), x)
+    if kind == "join":
+        partners = [t for t in side if net.shape(t) == shape]
+        other = int(choose.choice(partners)) if partners else x
+        if choose.random() < 0.3:
+            other = net.constant(net.weights((1, 1, 1, depth)), net.scale(), 3)
+        operator, activation = str(choose.choice(["ADD", "SUB", "MUL"])), common["activation"]
+        return net.binary(operator, x, other, activation)
+    if kind == "pool":
+        window = min(2, shape[1]), min(2, shape[2])
+        name = str(choose.choice(["AVERAGE_POOL_2D", "MAX_POOL_2D"]))
+        return net.pool(name, x, window, (1, 1), "SAME", common["activation"])
+    if kind == "mean":
+        return net.mean(x, y=net.like(x, (1, 1, 1, depth)) if choose.random() < 0.5 else None)
+    if kind == "same":
+        which = int(choose.integers(5))
+        if which == 0:
+            return net.pad(x, ((0, 0),) * 4)
+        if which == 1:
+            return net.concat([x])
+        if which == 2:
+            return net.reshape(net.reshape(x, (1, int(np.prod(shape)))), shape)
+        if which == 3:
+            return net.strided_slice(x, (0,) * 4, shape, (1,) * 4)
+        return net.unary("QUANTIZE", x, net.like(x))
+    if kind == "scalar":
+        one = net.constant(np.array([choose.integers(-128, 128)], np.int8), net.scale(), 7)
+        if choose.random() < 0.5:
+            limit = net.constant(np.array([0], np.int8), *net.quantizations[x])
+            return net.binary("MAXIMUM", x, limit, y=net.like(x))
+        return net.binary(str(choose.choice(["ADD", "SUB", "MUL"])), x, one)
+    if kind == "detour":
+        real = net.build.tensor(f"f{len(net.build.graph.tensors)}", shape)
+        net.build.op("DEQUANTIZE", [x], [real], None, 2)
+        y = net.like(x) if choose.random() < 0.5 else net.activation(shape)
+        net.build.op("QUANTIZE", [real], [y], None, 2)
+        return y
+    branch = net.conv(x, 3, (1, 1), weights=sparse(net, net.weights((3, 1, 1, depth)), 0, 3),
+                      y=net.like(x, (*shape[:3], 3)))  # fmt: skip
+    return net.concat([x, branch])

@@ -10,6 +10,7 @@ from typing import Final
 from edgeshrink.costs.work import graph_macs, table_bytes, tensor_bytes
 from edgeshrink.errors import ConfigError
 from edgeshrink.graph import Graph
+from edgeshrink.passes.check import check_graph
 from edgeshrink.passes.dead_channels import WEIGHTED, remove_dead_channels
 from edgeshrink.passes.fold_constants import fold_constants
 from edgeshrink.passes.fold_pad import fold_pad
@@ -66,12 +67,14 @@ def run_passes(
 
     Raises:
         ConfigError: A name that is no pass.
+        ModelError: An operator whose tensors do not fit together.
     """
     wanted = set(PASSES) if names is None else set(names)
     unknown = sorted(wanted - set(PASSES))
     if unknown:
         fix = f"choose from {', '.join(PASSES)}"
         raise ConfigError("passes", f"there is no pass {unknown[0]!r}", fix)
+    check_graph(graph)
     chosen = {name: run for name, run in PASSES.items() if name in wanted}
     reports: list[PassReport] = []
     for round_number in range(MAX_ROUNDS):

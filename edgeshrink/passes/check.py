@@ -1,0 +1,232 @@
+"""Refuse graphs whose operators are not as TFLite has them, before a pass relies on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+
+from edgeshrink.errors import ModelError
+from edgeshrink.graph import Graph, Op, Tensor
+from edgeshrink.passes.padding import window_of
+from edgeshrink.passes.rewrite import constant_input
+
+# How many inputs and outputs the operators have that passes look at: least, most, outputs.
+ARITY: Final[dict[str, tuple[int, int, int]]] = {
+    **dict.fromkeys(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"), (2, 3, 1)),
+    **dict.fromkeys(("ADD", "SUB", "MUL", "MAXIMUM", "MINIMUM", "PRELU"), (2, 2, 1)),
+    **dict.fromkeys(("AVERAGE_POOL_2D", "MAX_POOL_2D", "QUANTIZE", "DEQUANTIZE"), (1, 1, 1)),
+    **dict.fromkeys(("RELU", "RELU6", "RELU_N1_TO_1", "RELU_0_TO_1", "LEAKY_RELU"), (1, 1, 1)),
+    **dict.fromkeys(("ELU", "ABS", "LOGISTIC", "TANH", "HARD_SWISH", "LOOKUP"), (1, 1, 1)),
+    **dict.fromkeys(("MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN", "TRANSPOSE"), (2, 2, 1)),
+    **dict.fromkeys(("RESHAPE", "EXPAND_DIMS"), (1, 2, 1)),
+    **dict.fromkeys(("SQUEEZE", "SHAPE", "CAST"), (1, 1, 1)),
+    **dict.fromkeys(("RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR", "GATHER"), (2, 2, 1)),
+    **dict.fromkeys(("CONCATENATION", "PACK"), (1, 2**16, 1)),
+    "PAD": (2, 2, 1), "PADV2": (3, 3, 1), "MIRROR_PAD": (2, 2, 1), "STRIDED_SLICE": (4, 4, 1),
+}  # fmt: skip
+REPAIR: Final = "the file is damaged: export it again"
+
+
+def check_graph(graph: Graph) -> None:
+    """Raise ModelError for an operator whose tensors do not fit together.
+
+    Only operators that passes look into are checked, and only for what passes rely on.
+    """
+    for op in graph.ops:
+        if op.is_custom or op.kind not in ARITY:
+            continue
+        fault = _fault(graph, op)
+        if fault:
+            raise ModelError(f"operator {op.index} {op.kind}", fault, REPAIR)
+
+
+def _fault(graph: Graph, op: Op) -> str:
+    least, most, n_outputs = ARITY[op.kind]
+    if not least <= len(op.inputs) <= most or len(op.outputs) != n_outputs:
+        return f"has {len(op.inputs)} inputs and {len(op.outputs)} outputs"
+    required = op.inputs[:2] if op.kind in WEIGHTED_KINDS else op.inputs
+    if any(i < 0 for i in required):
+        return "lacks an input"
+    for index in (*op.inputs, *op.outputs):
+        if index >= 0 and any(size < 1 for size in graph.tensors[index].shape):
+            return f"has a tensor of the shape {graph.tensors[index].shape}"
+    x, y = graph.tensors[op.inputs[0]], graph.tensors[op.outputs[0]]
+    for kinds, check in CHECKS:
+        if op.kind in kinds:
+            return check(graph, op, x, y)
+    return ""
+
+
+def _conv(graph: Graph, op: Op, x: Tensor, y: Tensor) -> str:
+    w = graph.tensors[op.inputs[1]]
+    if any(len(tensor.shape) != 4 for tensor in (x, w, y)):
+        return "has a tensor that is not of rank 4"
+    n_out = w.shape[3] if op.kind == "DEPTHWISE_CONV_2D" else w.shape[0]
+    if op.kind == "DEPTHWISE_CONV_2D":
+        fits = w.shape[0] == 1 and n_out % x.shape[3] == 0
+    else:
+        groups = x.shape[3] // w.shape[3]
+        fits = groups * w.shape[3] == x.shape[3] and n_out % groups == 0
+    if not fits or y.shape[3] != n_out or y.shape[0] != x.shape[0]:
+        return f"has weights of the shape {w.shape} for {x.shape} to {y.shape}"
+    return _bias(graph, op, n_out) or _windows(graph, op, x, y)
+
+
+def _bias(graph: Graph, op: Op, n_out: int) -> str:
+    if len(op.inputs) < 3 or op.inputs[2] < 0:
+        return ""
+    shape = graph.tensors[op.inputs[2]].shape
+    return "" if math.prod(shape) == n_out else f"has a bias of the shape {shape} for {n_out}"
+
+
+def _windows(graph: Graph, op: Op, x: Tensor, y: Tensor) -> str:
+    """Check the rows and columns of an output; those of EXPLICIT padding are the pass's own."""
+    window, padding = window_of(graph, op), op.options["padding"]
+    if padding == "EXPLICIT":
+        return ""
+    for axis, letter in enumerate("hw"):
+        stride = op.options[f"stride_{letter}"]
+        dilation = op.options.get(f"dilation_{letter}_factor", 1)
+        if stride < 1 or dilation < 1 or window[axis] < 1:
+            return f"has a stride of {stride}, a dilation of {dilation}, a window of {window}"
+        size = x.shape[1 + axis]
+        rest = size if padding == "SAME" else size - (window[axis] - 1) * dilation
+        if y.shape[1 + axis] != -(-rest // stride):
+            return f"makes {y.shape} of {x.shape}"
+    return ""
+
+
+def _dense(graph: Graph, op: Op, x: Tensor, y: Tensor) -> str:
+    w = graph.tensors[op.inputs[1]]
+    if len(w.shape) != 2:
+        return "has weights that are not of rank 2"
+    rows, rest = divmod(math.prod(x.shape), w.shape[1])
+    if rest or rows * w.shape[0] != math.prod(y.shape):
+        return f"has weights of the shape {w.shape} for {x.shape} to {y.shape}"
+    return _bias(graph, op, w.shape[0])
+
+
+def _pool(graph: Graph, op: Op, x: Tensor, y: Tensor) -> str:
+    if len(x.shape) != 4 or len(y.shape) != 4:
+        return "has a tensor that is not of rank 4"
+    if (x.shape[0], x.shape[3]) != (y.shape[0], y.shape[3]):
+        return f"makes {y.shape} of {x.shape}"
+    return _windows(graph, op, x, y)
+
+
+def _binary(graph: Graph, op: Op, x: Tensor, y: Tensor) -> str:
+    shapes = [graph.tensors[i].shape for i in op.inputs]
+    longest = max(len(shape) for shape in shapes)
+    padded = [(1,) * (longest - len(shape)) + shape for shape in shapes]
+    for sizes in zip(*padded, strict=True):
+        if len({size for size in sizes if size != 1}) > 1:
+            return f"has operands of the shapes {shapes}"
+    result = tuple(max(sizes) for sizes in zip(*padded, strict=True))
+    return "" if result == y.shape else f"makes {y.shape} of {shapes}"
+
+
+def _unary(_: Graph, __: Op, x: Tensor, y: Tensor) -> str:
+    return "" if x.shape == y.shape else f"makes {y.shape} of {x.shape}"
+
+
+def _view(_: Graph, __: Op, x: Tensor, y: Tensor) -> str:
+    if math.prod(x.shape) != math.prod(y.shape) or x.dtype != y.dtype:
+        return f"makes {y.dtype} {y.shape} of {x.dtype} {x.shape}"
+    return ""
+
+
+def _joined(graph: Graph, op: Op, x: Tensor, y: Tensor) -> str:
+    shapes = [graph.tensors[i].shape for i in op.inputs]
+    axis, rank = op.options.get("axis", 0), len(y.shape)
+    if not -rank <= axis < rank:
+        return f"has the axis {axis} for {y.shape}"
+    axis %= rank
+    if op.kind == "PACK":
+        fits = all(shape == (*y.shape[:axis], *y.shape[axis + 1 :]) for shape in shapes)
+        return "" if fits and y.shape[axis] == len(shapes) else f"makes {y.shape} of {shapes}"
+    others = {
+        (len(shape), shape[:axis], shape[axis + 1 :]) for shape in (*shapes, y.shape)
+    }  # all but the axis
+    fits = len(others) == 1 and sum(shape[axis] for shape in shapes) == y.shape[axis]
+    return "" if fits else f"makes {y.shape} of {shapes}"
+
+
+def _pad(graph: Graph, op: Op, x: Tensor, y: Tensor) -> str:
+    amounts = constant_input(graph, op, 1)
+    if amounts is None:
+        return ""
+    if amounts.shape != (len(x.shape), 2):
+        return f"has amounts of the shape {amounts.shape} for {x.shape}"
+    sizes = tuple(int(a) + size for a, size in zip(amounts.sum(axis=1), x.shape, strict=True))
+    return "" if sizes == y.shape else f"makes {y.shape} of {x.shape}"
+
+
+def _reduction(graph: Graph, op: Op, x: Tensor, y: Tensor) -> str:
+    axes = constant_input(graph, op, 1)
+    if axes is None:
+        return ""
+    rank = len(x.shape)
+    if any(not -rank <= int(axis) < rank for axis in axes.reshape(-1)):
+        return f"has the axes {axes.tolist()} for {x.shape}"
+    gone = {int(axis) % rank for axis in axes.reshape(-1)}
+    left = math.prod(size for axis, size in enumerate(x.shape) if axis not in gone)
+    return "" if left == math.prod(y.shape) else f"makes {y.shape} of {x.shape}"
+
+
+def _transpose(graph: Graph, op: Op, x: Tensor, y: Tensor) -> str:
+    order = constant_input(graph, op, 1)
+    if order is None:
+        return ""
+    axes = order.reshape(-1).tolist()
+    if sorted(axes) != list(range(len(x.shape))):
+        return f"has the order {axes} for {x.shape}"
+    moved = tuple(x.shape[axis] for axis in axes)
+    return "" if moved == y.shape else f"makes {y.shape} of {x.shape}"
+
+
+def _strided_slice(graph: Graph, op: Op, x: Tensor, _: Tensor) -> str:
+    bounds = [constant_input(graph, op, position) for position in (1, 2, 3)]
+    for bound in bounds:
+        if bound is not None and bound.shape != (len(x.shape),):
+            return f"has bounds of the shape {bound.shape} for {x.shape}"
+    begin = bounds[0]
+    if begin is None:
+        return ""
+    shrunk = np.array([op.options.get("shrink_axis_mask", 0) >> a & 1 for a in range(begin.size)])
+    sizes = np.array(x.shape)
+    outside = (begin < -sizes) | (begin >= sizes)
+    return f"begins at {begin.tolist()} of {x.shape}" if (shrunk * outside).any() else ""
+
+
+def _gather(_: Graph, op: Op, x: Tensor, __: Tensor) -> str:
+    axis = op.options.get("axis", 0)
+    return "" if -len(x.shape) <= axis < len(x.shape) else f"has the axis {axis} for {x.shape}"
+
+
+def _lookup(_: Graph, op: Op, x: Tensor, y: Tensor) -> str:
+    table = np.asarray(op.options["table"])
+    if table.shape != (256,) or table.dtype != np.int8:
+        return f"has a table of {table.dtype} {table.shape}"
+    return _unary(_, op, x, y)
+
+
+WEIGHTED_KINDS: Final = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+CHECKS: Final[tuple[tuple[tuple[str, ...], Callable[[Graph, Op, Tensor, Tensor], str]], ...]] = (
+    (("CONV_2D", "DEPTHWISE_CONV_2D"), _conv),
+    (("FULLY_CONNECTED",), _dense),
+    (("AVERAGE_POOL_2D", "MAX_POOL_2D"), _pool),
+    (("ADD", "SUB", "MUL", "MAXIMUM", "MINIMUM", "PRELU"), _binary),
+    (("RESHAPE", "SQUEEZE", "EXPAND_DIMS"), _view),
+    (("CONCATENATION", "PACK"), _joined),
+    (("PAD", "PADV2"), _pad),
+    (("MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN"), _reduction),
+    (("TRANSPOSE",), _transpose),
+    (("STRIDED_SLICE",), _strided_slice),
+    (("GATHER",), _gather),
+    (("LOOKUP",), _lookup),
+    (("RELU", "RELU6", "RELU_N1_TO_1", "RELU_0_TO_1", "LEAKY_RELU", "ELU", "ABS"), _unary),
+    (("LOGISTIC", "TANH", "HARD_SWISH", "QUANTIZE", "DEQUANTIZE"), _unary),
+)
