@@ -375,28 +375,37 @@ def test_profile_prints_one_json_document_with_its_budget(tmp_path):
 
 # ---- stdout that goes away, or is full
 
+# Python may write at once, or only when it ends.
+BUFFERING = pytest.mark.parametrize("unbuffered", ["", "1"])
 
+
+@BUFFERING
 @pytest.mark.parametrize("arguments", [["targets"], ["targets", "rpi4", "--json"], ["--help"]])
-def test_a_reader_that_has_left_is_no_error(tmp_path, arguments):
+def test_a_reader_that_has_left_is_no_error(tmp_path, arguments, unbuffered):
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
     reader, writer = os.pipe()
     os.close(reader)
     command = [*EDGESHRINK, *arguments]
     try:
         done = subprocess.run(
-            command, cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, check=False
-        )
+            command,
+            cwd=tmp_path, env=environment, stdout=writer, stderr=subprocess.PIPE, check=False,
+        )  # fmt: skip
     finally:
         os.close(writer)
     assert (done.returncode, done.stderr) == (0, b"")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@BUFFERING
 @pytest.mark.parametrize("arguments", [["targets"], ["targets", "--json"], ["--help"]])
-def test_output_that_does_not_fit_the_disk_is_an_error(tmp_path, arguments):
+def test_output_that_does_not_fit_the_disk_is_an_error(tmp_path, arguments, unbuffered):
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
     with Path("/dev/full").open("wb") as stdout:
         done = subprocess.run(
             [*EDGESHRINK, *arguments],
-            cwd=tmp_path, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False,
+            cwd=tmp_path, env=environment, stdout=stdout, stderr=subprocess.PIPE, text=True,
+            check=False,
         )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr == "error: standard output: No space left on device\n"
