@@ -22,6 +22,7 @@ import numpy.typing as npt
 from edgeshrink.artifact import IoSpec
 from edgeshrink.errors import ConfigError, ModelError
 from edgeshrink.runtimes.elf import Elf, FunctionMap, read_elf
+from edgeshrink.runtimes.isa import foreign_instruction, instruction_sizes
 from edgeshrink.runtimes.runner import Engine, WorkerProcess, arrange, run_batch
 from edgeshrink.strict_toml import nearest
 from edgeshrink.toolchain import block_hook
@@ -310,19 +311,6 @@ def _shares(pairs: Iterable[tuple[Key, Block]]) -> dict[Key, Share]:
     }
 
 
-def instruction_sizes(code: bytes, *, is_thumb: bool) -> list[int]:
-    """Return the size in bytes of each instruction of Thumb or compressed RISC-V code."""
-    sizes, at = [], 0
-    while at < len(code):
-        if is_thumb:
-            size = 4 if code[at + 1] >> 3 in (0x1D, 0x1E, 0x1F) else 2
-        else:
-            size = 4 if code[at] & 3 == 3 else 2
-        sizes.append(size)
-        at += size
-    return sizes
-
-
 def _program(elf: Path | Elf, core: str) -> Elf:
     if core not in CORE_MODELS:
         raise ConfigError(f"core {core!r}", "can't be emulated", nearest(core, CORE_MODELS))
@@ -519,6 +507,7 @@ def _result(
             )
         )  # fmt: skip
         at += size
+    _check_isa(elf, core, blocks)
     status = answer.get("status")
     return FirmwareRun(
         core=core,
@@ -530,3 +519,17 @@ def _result(
         exit_status=None if status is None or status < 0 else status,
         printed=answer["printed"],
     )
+
+
+def _check_isa(elf: Elf, core: str, blocks: Iterable[Block]) -> None:
+    """Refuse a run that used instructions which only the emulator has."""
+    seen = set()
+    for block in blocks:
+        if block.code in seen:
+            continue
+        seen.add(block.code)
+        found = foreign_instruction(block.code, core)
+        if found is not None:
+            place = FunctionMap(elf.symbols).describe(block.address + found[0])
+            what = f"executes {found[1]}, which {core} does not have, at pc {place}"
+            raise ModelError(elf.name, what, "compile it for this core")
