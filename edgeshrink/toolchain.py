@@ -209,9 +209,8 @@ def compile_elf(
     layout = layout or MemoryLayout()
     command = find_cross_cc(core_name, compiler)
     flags = [optimize, *_FLAGS, *(f"-D{define}" for define in defines)]
-    runtime_flags = ["-Os", *_FLAGS]
-    own = [(BARE_METAL / "startup.c", runtime_flags)]
-    own.append((BARE_METAL / "memory.c", [*runtime_flags, "-fno-builtin"]))
+    own_flags = ["-Os", *_FLAGS, "-fno-builtin"]  # or a loop becomes a call of memset
+    own = [(BARE_METAL / name, own_flags) for name in ("startup.c", "memory.c")]
     jobs = [(Path(source), flags) for source in sources] + own
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         objects = list(pool.map(lambda job: _object(job[0], command, job[1], include), jobs))

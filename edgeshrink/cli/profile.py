@@ -12,7 +12,7 @@ from edgeshrink.cli.output import print_json, show_figure
 
 if TYPE_CHECKING:
     from edgeshrink.graph import Graph
-    from edgeshrink.profile import OpCost
+    from edgeshrink.profile import OpCost, Profile
 
 
 @click.command("profile")
@@ -32,7 +32,7 @@ def command(
     show_graph: bool,
     as_json: bool,
 ) -> None:
-    """Say what MODEL costs on a device: a .tflite, a .pte, or the folder of an artifact."""
+    """Say what MODEL costs on a device: a .tflite, a .pte, an ELF, or an artifact's folder."""
     from edgeshrink.budget import parse_budget
     from edgeshrink.target import load_target
 
@@ -43,6 +43,14 @@ def command(
     from edgeshrink.errors import ConfigError
     from edgeshrink.graph_reader import read_graph_file
 
+    if is_elf(model):
+        given = {"--engine": engine is not None, "--threads": threads != 1, "--graph": show_graph}
+        for option in (name for name, is_given in given.items() if is_given):
+            raise ConfigError(option, f"does not go with the firmware {model}", "leave it out")
+        from edgeshrink.emulation import emulate_firmware
+
+        show(emulate_firmware(model, target, budget=budget), target.title, as_json=as_json)
+        return
     graph = None
     if model.suffix == ".pt2":
         fix = f"first: edgeshrink build {model} --calibration FILE.npz --target {target.name}"
@@ -60,10 +68,24 @@ def command(
             print_graph(shown)
         return
     profile = emulate(model, target, engine=engine, graph=graph, threads=threads, budget=budget)
+    show(profile, target.title, as_json=as_json)
+
+
+def is_elf(path: Path) -> bool:
+    """Say whether a file begins as every ELF does."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"\x7fELF"
+    except OSError:
+        return False
+
+
+def show(profile: Profile, device: str, *, as_json: bool) -> None:
+    """Print a profile: figures, a row for every operator, notes, limits that are not met."""
     if as_json:
         print_json(profile.to_json())
         return
-    print(f"{profile.model_path} on {target.title} ({engine})")
+    print(f"{profile.model_path} on {device} ({profile.engine})")
     for name, figure in profile.figures.items():
         print(f"  {name:<14} {show_figure(figure)}")
         if figure.note:
@@ -80,6 +102,9 @@ def print_ops(ops: Sequence[OpCost]) -> None:
     """Print a row for every operator, costliest share marked by its percentage."""
     if not ops:
         return
+    if all(op.instructions is not None for op in ops):
+        print_counted(ops)
+        return
     total = sum(op.latency_ms or 0.0 for op in ops)
     print(f"  {'op':>3}  {'kind':<24} {'MACs':>13} {'weights B':>10} {'live B':>9} "
           f"{'ms':>9} {'share':>6}  layer")  # fmt: skip
@@ -88,6 +113,19 @@ def print_ops(ops: Sequence[OpCost]) -> None:
         share = f"{100 * op.latency_ms / total:.1f} %" if op.latency_ms and total else ""
         print(f"  {op.index:>3}  {op.kind:<24} {op.macs:>13,} {op.flash_bytes or 0:>10,} "
               f"{op.live_bytes or 0:>9,} {ms:>9} {share:>6}  {op.name}".rstrip())  # fmt: skip
+
+
+def print_counted(ops: Sequence[OpCost]) -> None:
+    """Print a row for every operator or function of a firmware that ran."""
+    total = sum(op.cycles or 0.0 for op in ops)
+    print(f"  {'op':>3}  {'kind':<24} {'MACs':>13} {'instructions':>13} {'cycles':>13} "
+          f"{'per MAC':>8} {'share':>6}  layer")  # fmt: skip
+    for op in ops:
+        cycles = op.cycles or 0.0
+        per_mac = f"{cycles / op.macs:.2f}" if op.macs else ""
+        share = f"{100 * cycles / total:.1f} %" if total else ""
+        print(f"  {op.index:>3}  {op.kind:<24} {op.macs:>13,} {op.instructions or 0:>13,} "
+              f"{cycles:>13,.0f} {per_mac:>8} {share:>6}  {op.name}".rstrip())  # fmt: skip
 
 
 def graph_json(graph: Graph) -> object:

@@ -1,5 +1,6 @@
 """What a model costs on a device, found on the host."""
 
 from edgeshrink.emulation.emulate import ENGINES, check_threads, emulate
+from edgeshrink.emulation.firmware import emulate_firmware, firmware_figures
 
-__all__ = ["ENGINES", "check_threads", "emulate"]
+__all__ = ["ENGINES", "check_threads", "emulate", "emulate_firmware", "firmware_figures"]
