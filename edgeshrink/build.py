@@ -31,7 +31,7 @@ from edgeshrink.budget import Budget
 from edgeshrink.emulation import check_threads, emulate
 from edgeshrink.errors import BudgetError, ConfigError, EdgeshrinkError
 from edgeshrink.exporting import Agreement, Exported, check_exportable, export, golden_samples
-from edgeshrink.exporting.gates import compare, is_exact
+from edgeshrink.exporting.gates import compare, is_exact, limit_lsb
 from edgeshrink.predict import (
     Runs,
     dequantize_array,
@@ -225,7 +225,8 @@ def _score_files(task: Task, exported: Exported) -> tuple[dict[str, float], list
     joined_got = [np.concatenate(column) for column in zip(*got, strict=True)]
     joined_expected = [np.concatenate(column) for column in zip(*expected, strict=True)]
     exact = is_exact(exported.graph) and exported.quantization == "one"
-    agreement = compare("executorch", "litert", joined_got, joined_expected, exact=exact)
+    limit = 0.0 if exact else limit_lsb(exported.graph)
+    agreement = compare("executorch", "litert", joined_got, joined_expected, limit=limit)
     return scores, [replace(agreement, reference="litert, whole test set")]
 
 
