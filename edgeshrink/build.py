@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import io
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -29,7 +26,7 @@ from edgeshrink.artifact import (
 )
 from edgeshrink.budget import Budget
 from edgeshrink.emulation import check_threads, emulate
-from edgeshrink.errors import BudgetError, ConfigError, EdgeshrinkError
+from edgeshrink.errors import BudgetError, ConfigError
 from edgeshrink.exporting import Agreement, Exported, check_exportable, export, golden_samples
 from edgeshrink.exporting.gates import compare, is_exact, limit_lsb
 from edgeshrink.predict import (
@@ -45,6 +42,7 @@ from edgeshrink.profile import Profile
 from edgeshrink.recipe import Recipe
 from edgeshrink.runtimes import open_model
 from edgeshrink.scoring import score
+from edgeshrink.staging import check_writable, staging
 from edgeshrink.target import Target
 from edgeshrink.task import Predict, Task
 from edgeshrink.training import float_predict, train
@@ -319,67 +317,3 @@ def _manifest(
 
 def _write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, indent=1, sort_keys=False) + "\n", "utf-8")
-
-
-def check_writable(out: Path) -> None:
-    """Raise EdgeshrinkError before hours of work when `out` can't be written in the end."""
-    with staging(out, keep=False) as folder:
-        (folder / "probe").write_bytes(b"\0" * 4096)
-
-
-@contextmanager
-def staging(out: Path, *, keep: bool = True) -> Iterator[Path]:
-    """Yield a folder beside `out` that takes its place when the block ends well.
-
-    Raises:
-        ConfigError: `out` is a folder with something else than an artifact in it, or a root folder.
-        EdgeshrinkError: writing failed.
-    """
-    out = out.resolve()  # where a link points, that is what is replaced
-    if not out.name:
-        raise ConfigError(
-            f"--out {out}", "can't be replaced by an artifact", "name a folder below it"
-        )
-    aside = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if out.exists() and not out.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, "it is a file, not a folder", str(out))
-        if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
-            fault = f"holds files, and no {MANIFEST}: it is no artifact, so it is not replaced"
-            raise ConfigError(str(out), fault, "choose another folder with --out")
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        yield aside
-        if keep:
-            _take_place(aside, out)
-    except OSError as err:
-        raise EdgeshrinkError(
-            str(err.filename or out),
-            f"can't be written ({err.strerror or err})",
-            "free space, or choose another folder with --out; the last good artifact is untouched",
-        ) from err
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-_AT_FDCWD: Final = -100
-_RENAME_EXCHANGE: Final = 2
-
-
-def _take_place(new: Path, out: Path) -> None:
-    """Put the folder `new` where `out` is, in one step where the system can swap two names."""
-    if not out.exists():
-        new.rename(out)
-        return
-    swap = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    names = (os.fsencode(new), os.fsencode(out))
-    if swap is None or swap(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) != 0:
-        old = out.with_name(f".{out.name}.{os.getpid()}.old")
-        try:
-            out.rename(old)
-            new.rename(out)
-        finally:
-            if old.exists() and not out.exists():
-                old.rename(out)
-        shutil.rmtree(old, ignore_errors=True)

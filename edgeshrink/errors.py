@@ -44,17 +44,26 @@ class BudgetError(EdgeshrinkError):
         limit: What is allowed, in `unit`.
         unit: Unit of both numbers.
         closest: Where the closest candidate was left, if there is one.
+        remedy: What would help, if that is known.
     """
 
     exit_code = 4
 
     def __init__(
-        self, what: str, *, need: float, limit: float, unit: str, closest: str = ""
+        self,
+        what: str,
+        *,
+        need: float,
+        limit: float,
+        unit: str,
+        closest: str = "",
+        remedy: str = "",
     ) -> None:
         self.need, self.limit, self.unit, self.closest = need, limit, unit, closest
         over = f"{what} needs {_number(need)} {unit}, the budget allows {_number(limit)} {unit}"
         over += f" (+{_number(need - limit)} {unit})"
-        super().__init__(what, over, f"closest candidate: {closest}" if closest else "")
+        left = f"closest candidate: {closest}" if closest else ""
+        super().__init__(what, over, "; ".join(filter(None, (remedy, left))))
 
     def __str__(self) -> str:
         return f"{self.what}; {self.fix}" if self.fix else self.what

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeshrink.build import staging
+from edgeshrink.staging import staging
 from edgeshrink.errors import ConfigError, EdgeshrinkError
 from tests import tiny_models
 from tests.e2e.commands import TOML, Result, call, interrupt, run, write_task
@@ -287,14 +287,14 @@ def test_whatever_stops_the_writing_leaves_the_last_artifact(tmp_path, error):
 def test_the_new_artifact_takes_the_place_of_the_old_one(tmp_path, monkeypatch, can_swap):
     good_artifact(tmp_path / "out")
     if not can_swap:  # as on file systems and kernels without an atomic exchange
-        monkeypatch.setattr("edgeshrink.build._RENAME_EXCHANGE", 1 << 20)
+        monkeypatch.setattr("edgeshrink.staging._RENAME_EXCHANGE", 1 << 20)
     write_artifact(tmp_path / "out", b"new")
     must_be_intact(tmp_path / "out", {"artifact.json": b"new"})
 
 
 def test_an_old_artifact_comes_back_when_the_new_one_can_not_take_its_place(tmp_path, monkeypatch):
     content = good_artifact(tmp_path / "out")
-    monkeypatch.setattr("edgeshrink.build._RENAME_EXCHANGE", 1 << 20)
+    monkeypatch.setattr("edgeshrink.staging._RENAME_EXCHANGE", 1 << 20)
     rename = Path.rename
 
     def fails(self, target):
