@@ -443,7 +443,7 @@ def verify_plan(blocks: Sequence[Block], overlaps: Iterable[Overlap], plan: Aren
             shared = min(here + one.n_bytes, there + two.n_bytes) - max(here, there)
             if begin > end or shared <= 0 or not one.n_bytes or not two.n_bytes:
                 continue
-            if begin == end and any(
+            if any(
                 _excused(source, result, permits, plan, begin)
                 for source, result in ((one, two), (two, one))
             ):

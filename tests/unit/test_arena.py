@@ -110,6 +110,32 @@ def test_small_plans_are_as_small_as_brute_force_finds(case):
     verify_plan(blocks, overlaps, plan)
 
 
+def _stacked(blocks, *_, **__):
+    """A poor start: every block above the last."""
+    offsets, end = [], 0
+    for block in blocks:
+        offsets.append(-(-end // block.align) * block.align)
+        end = offsets[-1] + block.n_bytes
+    size = max(
+        (o + b.n_bytes for o, b in zip(offsets, blocks, strict=True) if b.n_bytes), default=0
+    )
+    return [o if b.n_bytes else 0 for o, b in zip(offsets, blocks, strict=True)], size
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from([(1,), (3,), (4,), (2, 4), (2, 6)]).flatmap(
+    lambda aligns: arenas(max_blocks=4, max_bytes=9, steps=3, aligns=aligns)
+))  # fmt: skip
+def test_cp_sat_alone_finds_the_optimum_from_a_poor_start(case):
+    blocks, overlaps = case
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arena, "_greedy", _stacked)
+        plan = plan_arena(blocks, overlaps)
+    assert plan.n_bytes == plan.lower_bound == _smallest(blocks, overlaps)
+    assert _legal(blocks, overlaps, dict(plan.offsets))
+    verify_plan(blocks, overlaps, plan)
+
+
 @settings(max_examples=100, deadline=None)
 @given(arenas(max_blocks=4, max_bytes=8, steps=2, aligns=(1, 2, 4)))
 def test_the_bound_alone_is_never_above_the_optimum(case):
@@ -457,7 +483,8 @@ def operators(draw, max_ops=6):
         writes.append((*new, *again))
         names += new
         if reads[op] and reads[op][0] not in again and draw(st.booleans()):
-            overlaps.append(_over(reads[op][0], new[0], op, draw(st.integers(-2, 4))))
+            output = draw(st.sampled_from(writes[op]))
+            overlaps.append(_over(reads[op][0], output, op, draw(st.integers(-2, 4))))
     sizes = {name: draw(st.integers(0, 9)) for name in names}
     scratch = draw(st.one_of(st.just([]), st.lists(st.integers(0, 9), min_size=n, max_size=n)))
     keep = draw(st.lists(st.sampled_from(names), max_size=1))
@@ -504,6 +531,24 @@ def test_branches_are_run_one_after_the_other_not_side_by_side():
     assert sorted(order) == list(range(2 * n + 1))
     # In the last branch: its wide one, the thin ones of all others, and its input or its thin one.
     assert _peak(order, reads, writes, sizes, [], [], ()) == 1000 + 10 * n
+
+
+def test_an_operator_that_leaves_more_behind_waits_for_the_one_that_leaves_less():
+    reads = [("in",), ("a",), ("a",), ("d",), ("b", "e")]
+    writes = [("a",), ("b",), ("d",), ("e",), ("out",)]
+    sizes = {"in": 11, "a": 1, "b": 8, "d": 9, "e": 1, "out": 1}
+    assert order_for_memory(5, reads, writes, sizes) == (0, 2, 3, 1, 4)
+
+
+def test_writing_over_a_buffer_that_is_kept_saves_nothing():
+    reads, writes = [("x",), ("w",)], [("y",), ("v",)]
+    sizes = {"x": 10, "y": 10, "w": 1, "v": 5}
+    # Operator 0 first: 10 + 1 + 10 and its 8 of scratch, 29. Last: 10 + 5 + 10 + 8, 33. Were x
+    # written over, 10 less each, and the bytes left behind would decide for the other order.
+    order = order_for_memory(
+        2, reads, writes, sizes, in_place=[_over("x", "y", 0)], scratch=[8, 0], keep=["x"]
+    )
+    assert order == (0, 1)
 
 
 def test_a_wide_graph_of_many_operators_is_ordered_in_bounded_work():
