@@ -77,3 +77,22 @@ int memcmp(const void *left, const void *right, size_t n)
             return *a - *b;
     return 0;
 }
+
+#if defined(__arm__)
+/* The names that compilers call on Arm, of the run-time ABI; 4 and 8 say how a pointer is aligned. */
+#define ALIAS(target) __attribute__((alias(#target)))
+void __aeabi_memset(void *to, size_t n, int value);
+void __aeabi_memclr(void *to, size_t n);
+void __aeabi_memset(void *to, size_t n, int value) { memset(to, value, n); }
+void __aeabi_memclr(void *to, size_t n) { memset(to, 0, n); }
+void *__aeabi_memcpy(void *restrict to, const void *restrict from, size_t n) ALIAS(memcpy);
+void *__aeabi_memcpy4(void *restrict to, const void *restrict from, size_t n) ALIAS(memcpy);
+void *__aeabi_memcpy8(void *restrict to, const void *restrict from, size_t n) ALIAS(memcpy);
+void *__aeabi_memmove(void *to, const void *from, size_t n) ALIAS(memmove);
+void *__aeabi_memmove4(void *to, const void *from, size_t n) ALIAS(memmove);
+void *__aeabi_memmove8(void *to, const void *from, size_t n) ALIAS(memmove);
+void __aeabi_memset4(void *to, size_t n, int value) ALIAS(__aeabi_memset);
+void __aeabi_memset8(void *to, size_t n, int value) ALIAS(__aeabi_memset);
+void __aeabi_memclr4(void *to, size_t n) ALIAS(__aeabi_memclr);
+void __aeabi_memclr8(void *to, size_t n) ALIAS(__aeabi_memclr);
+#endif
