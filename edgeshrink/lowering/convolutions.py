@@ -10,6 +10,17 @@ import numpy.typing as npt
 
 from edgeshrink.graph import Graph, Op
 from edgeshrink.lowering.calls import Arg, Call, ConstArg, ScratchArg, StructArg, TensorArg, Variant
+from edgeshrink.lowering.emit_m4 import (
+    Block,
+    Requantization,
+    block_bytes,
+    block_cycles,
+    block_stream,
+    emit,
+    padded_pairs,
+    requantization,
+    with_pixels,
+)
 from edgeshrink.lowering.fixed_point import (
     activation_range,
     constant,
@@ -51,6 +62,7 @@ def conv_2d(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ...]:
     found = [_reference(conv, "es_conv_s8__ref")]
     if "dsp" in isa and _folded_bias(conv) is not None:
         found.append(_dsp_conv(conv))
+        found += _block_convs(conv)
     return tuple(found)
 
 
@@ -99,6 +111,128 @@ def _dsp_depthwise(conv: Conv) -> Variant:
         cycles=per_mac * conv.macs + 34.0 * conv.macs / (s["k_h"] * s["k_w"]),
         code_bytes=1100,
     )
+
+
+def _block_convs(conv: Conv) -> list[Variant]:
+    """Return the variants by register blocks that the layer's shape allows."""
+    s = conv.shape
+    reach = np.abs(_bias(conv).astype(np.int64)) + 128 * _abs_sums(conv.weights)
+    scales = requantization(conv.multiplier, conv.shift, s["y_zero"], reach)
+    if scales is None or conv.groups > 1 or s["y_c"] < 2:
+        return []
+    found = [_by_columns(conv, scales)]
+    if (
+        s["x_c"] % 4 == 0
+        and s["k_h"] * s["k_w"] > 1
+        and s["dilation_h"] == s["dilation_w"] == 1
+    ):
+        found.append(_by_rows(conv, scales))
+    return [v for v in found if v is not None]
+
+
+def _by_columns(conv: Conv, scales: Requantization) -> Variant | None:
+    s = conv.shape
+    k, pixels = s["k_h"] * s["k_w"] * s["x_c"], s["y_h"] * s["y_w"]
+    pairs = padded_pairs(-(-k // 2))
+    block = Block(
+        channels=2, pixels=min(4, pixels), runs=1, pairs=pairs, run_pitch=0,
+        pixel_pitch=2 * pairs, n_out=s["y_c"], y_min=s["y_min"], y_max=s["y_max"],
+    )  # fmt: skip
+    if not block.fits:
+        return None
+    in_fours = s["k_w"] * s["x_c"] % 4 == 0
+    values = conv.weights.reshape(s["y_c"], k)
+    if in_fours:
+        values = values.reshape(s["y_c"], k // 4, 4)[:, :, _WIDENED].reshape(s["y_c"], k)
+    padded = np.zeros((s["y_c"], 2 * pairs), np.int8)
+    padded[:, :k] = values
+    per_pixel = 30 + s["k_h"] * (20 + s["k_w"] * s["x_c"] * (2.75 if in_fours else 3.5))
+    return _block_variant(
+        conv, "by columns", block, pixels % 4, padded, scales,
+        scratch=2 * 4 * 2 * pairs,
+        body="es_conv_by_columns(&s, x, stream, scratch, y, {four}, {rest}, "
+        f"{2 * pairs}, {int(in_fours)});",
+        distance=pixel_distance(conv, np.arange(0, pixels, 4)),
+        per_image=pixels // 4 * block_cycles(block) + pixels * per_pixel,
+        n_rests=1,
+        outer_bytes=700,
+    )  # fmt: skip
+
+
+def _by_rows(conv: Conv, scales: Requantization) -> Variant | None:
+    s = conv.shape
+    columns = (s["y_w"] - 1) * s["stride_w"] + s["k_w"]
+    run = s["k_w"] * s["x_c"]
+    block = Block(
+        channels=2, pixels=min(4, s["y_w"]), runs=s["k_h"], pairs=run // 2,
+        run_pitch=columns * s["x_c"], pixel_pitch=s["stride_w"] * s["x_c"], n_out=s["y_c"],
+        y_min=s["y_min"], y_max=s["y_max"],
+    )  # fmt: skip
+    if not block.fits:
+        return None
+    values = conv.weights.reshape(s["y_c"], -1, 4)[:, :, _WIDENED].reshape(s["y_c"], -1)
+    kept = max(0, s["k_h"] - s["stride_h"]) * columns * s["x_c"]
+    new = min(s["k_h"], s["stride_h"]) * columns * s["x_c"]
+    return _block_variant(
+        conv, "by rows", block, s["y_w"] % 4, values, scales,
+        scratch=2 * s["k_h"] * columns * s["x_c"],
+        body="es_conv_by_rows(&s, x, stream, scratch, y, {four}, {rest});",
+        distance=row_distance(conv),
+        per_image=s["y_h"] * (s["y_w"] // 4 * block_cycles(block) + kept * 1.5 + new * 2.75 + 100),
+        n_rests=s["y_h"],
+        outer_bytes=500,
+    )  # fmt: skip
+
+
+def _block_variant(
+    conv: Conv,
+    name: str,
+    block: Block,
+    n_rest: int,
+    values: npt.NDArray[np.int8],
+    scales: Requantization,
+    *,
+    scratch: int,
+    body: str,
+    distance: int,
+    per_image: float,
+    n_rests: int,
+    outer_bytes: int,
+) -> Variant:
+    s = conv.shape
+    blocks = [block] if block.pixels == 4 else []
+    if n_rest:
+        blocks.append(with_pixels(block, n_rest))
+        per_image += n_rests * block_cycles(blocks[-1])
+    shape = f"{s['k_h']}x{s['k_w']}x{s['x_c']}_{s['y_c']}"
+    emitted = emit(f"es_conv_s8_{shape}", blocks, s, body, f"{name}, {_sizes(s)}")
+    stream = block_stream(values.reshape(s["y_c"], -1, 2), _bias(conv), scales, block.channels)
+    return Variant(
+        name=name,
+        calls=(
+            Call(
+                function=emitted[0],
+                args=(
+                    TensorArg(tensor=conv.x),
+                    ConstArg(name="weights", values=stream),
+                    ScratchArg(n_bytes=scratch),
+                    TensorArg(tensor=conv.y),
+                ),
+                emitted=emitted[1],
+            ),
+        ),
+        overlaps={conv.x: distance},
+        cycles=s["batches"] * per_image,
+        code_bytes=outer_bytes + sum(block_bytes(b) for b in blocks),
+    )
+
+
+_WIDENED: Final = [0, 2, 1, 3]  # the order in which es_widen leaves four values
+
+
+def _sizes(s: dict[str, int]) -> str:
+    sizes = (f"{s[f'{t}_h']} x {s[f'{t}_w']} x {s[f'{t}_c']}" for t in ("x", "y"))
+    return " to ".join(sizes) + f", stride {s['stride_h']} x {s['stride_w']}"
 
 
 def pixel_distance(conv: Conv, firsts: npt.NDArray[np.int64]) -> int:
@@ -164,7 +298,8 @@ def _folded_bias(conv: Conv) -> npt.NDArray[np.int32] | None:
     folded = conv.bias.astype(np.int64) - conv.shape["x_zero"] * sums
     if (np.abs(folded) + 128 * _abs_sums(conv.weights)).max() >= 2**30:
         return None
-    return folded.astype(np.int32)
+    narrow: npt.NDArray[np.int32] = folded.astype(np.int32)
+    return narrow
 
 
 def _bias(conv: Conv) -> npt.NDArray[np.int32]:

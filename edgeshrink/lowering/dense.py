@@ -85,7 +85,8 @@ def _folded_bias(
 ) -> npt.NDArray[np.int32] | None:
     """Return the bias for kernels that leave out the input's zero point; None if sums get large."""
     wide = weights.astype(np.int64)
-    folded = bias.astype(np.int64) - x_zero * wide.sum(axis=1)
+    folded: npt.NDArray[np.int64] = bias.astype(np.int64) - x_zero * wide.sum(axis=1)
     if (np.abs(folded) + 128 * np.abs(wide).sum(axis=1)).max() >= 2**30:
         return None
-    return folded.astype(np.int32)
+    narrow: npt.NDArray[np.int32] = folded.astype(np.int32)
+    return narrow

@@ -52,27 +52,31 @@ void es_conv_s8__dsp(const es_conv_shape *shape, const int8_t *x, const int8_t *
       int8_t *second = next ? y + y_c : y;
       for (int32_t o = 0, left = per_group; o < y_c;) {
         int32_t pair = left > 1 ? 1 : 0; /* the last channel of a group alone, too */
-        const int8_t *w0 = weights, *w1 = weights + pair * k, *x0 = column, *x1 = column + next;
+        int32_t step = pair * k;
+        const int8_t *w0 = weights, *x0 = column;
         int32_t a00 = bias[o], a01 = a00, a10 = bias[o + pair], a11 = a10;
-        for (int32_t i = k >> 2; i > 0; i--, w0 += 4, w1 += 4, x0 += 4, x1 += 4) {
-          int32_t p = es_load4(w0), q = es_load4(w1), u = es_load4(x0), v = es_load4(x1);
-          int32_t p0 = es_sxtb16(p), q0 = es_sxtb16(q), u0 = es_sxtb16(u), v0 = es_sxtb16(v);
-          a00 = es_smlad(p0, u0, a00);
-          a01 = es_smlad(p0, v0, a01);
-          a10 = es_smlad(q0, u0, a10);
-          a11 = es_smlad(q0, v0, a11);
-          p = es_sxtb16_ror8(p), q = es_sxtb16_ror8(q);
-          u = es_sxtb16_ror8(u), v = es_sxtb16_ror8(v);
-          a00 = es_smlad(p, u, a00);
-          a01 = es_smlad(p, v, a01);
-          a10 = es_smlad(q, u, a10);
-          a11 = es_smlad(q, v, a11);
+        ES_NO_UNROLL
+        for (const int8_t *end = w0 + (k & ~3); w0 < end; w0 += 4, x0 += 4) {
+          int32_t p = es_load4(w0), u = es_load4(x0), v = es_load4(x0 + next);
+          int32_t h = es_sxtb16(p), u0 = es_sxtb16(u), v0 = es_sxtb16(v);
+          a00 = es_smlad(h, u0, a00);
+          a01 = es_smlad(h, v0, a01);
+          h = es_sxtb16_ror8(p), u = es_sxtb16_ror8(u), v = es_sxtb16_ror8(v);
+          a00 = es_smlad(h, u, a00);
+          a01 = es_smlad(h, v, a01);
+          p = es_load4(w0 + step);
+          h = es_sxtb16_ror8(p);
+          a10 = es_smlad(h, u, a10);
+          a11 = es_smlad(h, v, a11);
+          h = es_sxtb16(p);
+          a10 = es_smlad(h, u0, a10);
+          a11 = es_smlad(h, v0, a11);
         }
-        for (int32_t i = k & 3; i > 0; i--, w0++, w1++, x0++, x1++) {
-          a00 += *w0 * *x0;
-          a01 += *w0 * *x1;
-          a10 += *w1 * *x0;
-          a11 += *w1 * *x1;
+        for (int32_t i = k & 3; i > 0; i--, w0++, x0++) {
+          a00 += w0[0] * x0[0];
+          a01 += w0[0] * x0[next];
+          a10 += w0[step] * x0[0];
+          a11 += w0[step] * x0[next];
         }
         for (int32_t i = 0;; i = 1) {
           int32_t m = multiplier[o + i], n = shift[o + i];

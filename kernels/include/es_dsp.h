@@ -15,6 +15,9 @@ static inline int32_t es_sxtb16(int32_t x) { return (int32_t)__sxtb16((int8x4_t)
 static inline int32_t es_sxtb16_ror8(int32_t x) {
   return (int32_t)__sxtb16((int8x4_t)__ror((uint32_t)x, 8));
 }
+static inline int32_t es_sadd16(int32_t a, int32_t b) {
+  return (int32_t)__sadd16((int16x2_t)a, (int16x2_t)b);
+}
 
 #else
 
@@ -33,7 +36,21 @@ static inline int32_t es_sxtb16_ror8(int32_t x) {
   uint32_t bits = (uint32_t)x;
   return es_sxtb16((int32_t)(bits >> 8 | bits << 24));
 }
+static inline int32_t es_sadd16(int32_t a, int32_t b) {
+  uint32_t low = (uint32_t)(es_low16(a) + es_low16(b));
+  uint32_t high = (uint32_t)(es_high16(a) + es_high16(b));
+  return (int32_t)((low & 0xFFFF) | high << 16);
+}
 
+#endif
+
+/* Before a loop that is as fast as it gets, and large enough. */
+#if defined(__clang__)
+#define ES_NO_UNROLL _Pragma("clang loop unroll(disable)")
+#elif defined(__GNUC__)
+#define ES_NO_UNROLL _Pragma("GCC unroll 1")
+#else
+#define ES_NO_UNROLL
 #endif
 
 /* Four bytes at any address: one load. */

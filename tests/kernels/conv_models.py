@@ -59,7 +59,7 @@ class Case:
 
 
 def model(case: Case, pad: tuple[int, int, int, int] | None = None) -> bytes:
-    """The file of a case; with `pad` (top, bottom, left, right) a PAD stands before a VALID layer."""
+    """The file of a case; `pad` (top, bottom, left, right): a PAD stands before a VALID layer."""
     rng = np.random.default_rng(case.seed)
     build = TfliteBuilder()
     x_c, y_c = case.k_c * case.groups, case.filters * case.groups
@@ -89,8 +89,10 @@ def model(case: Case, pad: tuple[int, int, int, int] | None = None) -> bytes:
                      zero_point=[0] * len(w_scale), axis=3 if case.depthwise else 0)  # fmt: skip
     values = rng.integers(-9000, 9000, y_c).astype(np.int32)
     values *= case.bias
-    b = build.tensor("b", (y_c,), "INT32", data=values, scale=w_scale * x_scale,
-                     zero_point=[0] * len(w_scale)) if case.bias or case.depthwise else -1  # fmt: skip
+    b = -1
+    if case.bias or case.depthwise:
+        b = build.tensor("b", (y_c,), "INT32", data=values, scale=w_scale * x_scale,
+                         zero_point=[0] * len(w_scale))  # fmt: skip
     y = build.tensor("y", (case.batches, *y_size, y_c), "INT8",
                      scale=x_scale * 0.01 / case.gain, zero_point=case.y_zero)  # fmt: skip
     common = {
