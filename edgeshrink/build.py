@@ -29,6 +29,15 @@ from edgeshrink.emulation import check_threads, emulate
 from edgeshrink.errors import BudgetError, ConfigError
 from edgeshrink.exporting import Agreement, Exported, check_exportable, export, golden_samples
 from edgeshrink.exporting.gates import compare, is_exact, limit_lsb
+from edgeshrink.firmware import (
+    ELF,
+    Firmware,
+    compile_firmware,
+    flash_bytes,
+    open_on_core,
+    profile_of,
+)
+from edgeshrink.lowering import Optimize
 from edgeshrink.predict import (
     Runs,
     dequantize_array,
@@ -49,6 +58,10 @@ from edgeshrink.training import float_predict, train
 
 Progress = Callable[[str, float, str], None]  # stage, share done in [0, 1], detail
 
+FIRMWARE: Final = "firmware"
+ENGINE_C: Final = "c"
+EMULATED_S: Final = 60.0  # spent on emulating the test split, about
+INSTRUCTIONS_PER_S: Final = 1.2e8  # of the emulator, about
 TOOLS: Final = ("torch", "torchao", "executorch", "litert-torch", "ai-edge-litert", "numpy")
 
 
@@ -79,11 +92,14 @@ def build(
     out: Path,
     seed: int = 0,
     threads: int = 1,
+    optimize: Optimize = "latency",
     progress: Progress = lambda stage, share, detail: None,
 ) -> Built:
     """Build the artifact of `task` for `target` in the folder `out`.
 
     The artifact appears in one step; an interrupted or failed build leaves the last one as it was.
+    For a microcontroller the `.tflite` is compiled to C as well, and the firmware on the emulated
+    core is what is scored and profiled; `optimize` says what its kernels are chosen by.
 
     Raises:
         ConfigError: the target does not take the recipe's type or the number of threads, or `out`
@@ -120,26 +136,42 @@ def build(
     with stage("conversion") as report:
         exported = export(task, target, step, progress=report)
     agreements = exported.agreements
+    seen: _Recorder | None = None
     if scores:
         with stage("scoring files"):
-            file_scores, whole = _score_files(task, exported)
+            file_scores, whole, seen = _score_files(task, exported)
             scores |= file_scores
             agreements = (*agreements, *whole)
-    drops = [task.metric.drop(scores["float"], scores[k]) for k in scores if k != "float"]
-    drop = max(drops, default=None)
+    is_mcu = target.kind == "microcontroller"
     with staging(out) as folder:
         (folder / MODEL_FILES["tflite"]).write_bytes(exported.tflite)
         if exported.pte is not None:
             (folder / MODEL_FILES["pte"]).write_bytes(exported.pte)
-        with stage("profiling"):
-            profile = emulate(
-                folder / MODEL_FILES["tflite"],
-                target,
-                threads=threads,
-                budget=budget,
-                name=MODEL_FILES["tflite"],
-            )
-        _write_documents(folder, exported, profile, recipe, scores, drop, agreements)
+        golden = golden_samples(exported)
+        if is_mcu:
+            with stage("compiling") as report:
+                firmware = _compile(task, target, exported, folder, optimize, budget, report)
+            golden |= _golden_of_firmware(exported, firmware)
+            with stage("profiling"):
+                profile = profile_of(firmware, target, budget=budget, shown=f"{FIRMWARE}/{ELF}")
+            if seen is not None and firmware.elf is not None:
+                with stage("scoring firmware"):
+                    scores[ENGINE_C], found = _score_firmware(
+                        task, target, exported, firmware, profile, seen
+                    )
+                    agreements = (*agreements, found)
+        else:
+            with stage("profiling"):
+                profile = emulate(
+                    folder / MODEL_FILES["tflite"],
+                    target,
+                    threads=threads,
+                    budget=budget,
+                    name=MODEL_FILES["tflite"],
+                )
+        drops = [task.metric.drop(scores["float"], scores[k]) for k in scores if k != "float"]
+        drop = max(drops, default=None)
+        _write_documents(folder, golden, profile, recipe, scores, drop, agreements)
         artifact = _manifest(folder, task, target, recipe, exported, scores, seed)
         exceeded = exceeded_limits(profile, budget, drop)
         if exceeded:
@@ -190,7 +222,89 @@ def rejected_folder(out: Path) -> Path:
     return out.with_name(out.name + ".rejected")
 
 
-def _score_files(task: Task, exported: Exported) -> tuple[dict[str, float], list[Agreement]]:
+def _compile(
+    task: Task,
+    target: Target,
+    exported: Exported,
+    folder: Path,
+    optimize: Optimize,
+    budget: Budget,
+    progress: Callable[[float, str], None],
+) -> Firmware:
+    """Compile the `.tflite` into the artifact; by size where the flash budget asks for it."""
+    inputs = [
+        np.ascontiguousarray(exported.golden_inputs[spec.name]).reshape(-1, *spec.shape)
+        for spec in exported.inputs
+    ]
+
+    def compiled(by: Optimize, place: Path) -> Firmware:
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+        return compile_firmware(
+            exported.tflite,
+            target,
+            place,
+            name=task.name,
+            shown=MODEL_FILES["tflite"],
+            optimize=by,
+            budget=budget,
+            inputs=inputs,
+            progress=progress,
+        )
+
+    firmware = compiled(optimize, folder / FIRMWARE)
+    limit = budget.flash_bytes
+    if limit is None or optimize == "flash" or flash_bytes(firmware) <= limit:
+        return firmware
+    return compiled("flash", folder / FIRMWARE)
+
+
+def _golden_of_firmware(exported: Exported, firmware: Firmware) -> dict[str, npt.NDArray[Any]]:
+    """Return the outputs that the firmware gives on the golden inputs, as `golden.npz` has them."""
+    return {
+        f"output/{spec.name}": values.reshape(-1, *spec.shape[1:])
+        for spec, values in zip(exported.outputs, firmware.golden.outputs, strict=True)
+    }
+
+
+def _score_firmware(
+    task: Task,
+    target: Target,
+    exported: Exported,
+    firmware: Firmware,
+    profile: Profile,
+    seen: _Recorder,
+) -> tuple[float, Agreement]:
+    """Score the firmware on the test split, and compare it with TensorFlow Lite Micro bit for bit.
+
+    Where emulating the whole split would take longer than `EMULATED_S`, the score is TensorFlow
+    Lite Micro's, and the firmware is compared with it on as many samples as fit.
+    """
+    assert firmware.elf is not None
+    inputs, outputs, structure = exported.inputs, exported.outputs, exported.structure
+    raw = [np.concatenate(column) for column in zip(*(c[0] for c in seen.calls), strict=True)]
+    instructions = max(1.0, profile.figures["instructions"].value)
+    affordable = max(8, int(EMULATED_S * INSTRUCTIONS_PER_S / instructions))
+    n_compared = min(affordable, len(raw[0]))
+    sample = [a[:n_compared] for a in raw]
+    with (
+        open_model(exported.tflite, "tflm", name=MODEL_FILES["tflite"]) as oracle,
+        open_on_core(firmware.elf, firmware.before, target) as core,
+    ):
+        got, expected = core.run(*sample), oracle.run(*sample)
+        agreement = compare(
+            f"firmware on the emulated {target.cpu.core}", "tflm", got, expected, limit=0.0
+        )
+        runner: Runs = core if n_compared == len(raw[0]) else oracle
+        predict = tflite_predict(runner, inputs, outputs, structure)
+        return score(task, predict, "test"), replace(
+            agreement, reference=f"tflm, {n_compared} test samples"
+        )
+
+
+def _score_files(
+    task: Task, exported: Exported
+) -> tuple[dict[str, float], list[Agreement], _Recorder]:
     """Score the files themselves on the test split, and compare their raw outputs on all of it."""
     inputs, outputs, structure = exported.inputs, exported.outputs, exported.structure
     with open_model(exported.tflite, "litert", name=MODEL_FILES["tflite"]) as tflite:
@@ -198,12 +312,12 @@ def _score_files(task: Task, exported: Exported) -> tuple[dict[str, float], list
         predict: Predict = tflite_predict(recorder, inputs, outputs, structure)
         scores = {"tflite": score(task, predict, "test")}
         if exported.pte is None:
-            return scores, []
+            return scores, [], recorder
         with open_model(exported.pte, "executorch", name=MODEL_FILES["pte"]) as pte:
             second = _Recorder(pte)
             scores["pte"] = score(task, pte_predict(second, outputs, structure), "test")
             if not recorder.calls or len(recorder.calls) != len(second.calls):
-                return scores, []
+                return scores, [], recorder
             got: list[list[npt.NDArray[Any]]] = []
             expected: list[list[npt.NDArray[Any]]] = []
             for (stored, raw), (real, floats) in zip(recorder.calls, second.calls, strict=True):
@@ -212,7 +326,11 @@ def _score_files(task: Task, exported: Exported) -> tuple[dict[str, float], list
                     for a, spec in zip(real, inputs, strict=True)
                 ]
                 if any(not np.array_equal(a, b) for a, b in zip(again, stored, strict=True)):
-                    return scores, []  # the user's evaluate went through the data in another order
+                    return (
+                        scores,
+                        [],
+                        recorder,
+                    )  # the user's evaluate went through the data in another order
                 as_stored = [
                     quantize_array(to_file_layout(a, spec), spec)
                     for a, spec in zip(floats, outputs, strict=True)
@@ -225,7 +343,7 @@ def _score_files(task: Task, exported: Exported) -> tuple[dict[str, float], list
     exact = is_exact(exported.graph) and exported.quantization == "one"
     limit = 0.0 if exact else limit_lsb(exported.graph)
     agreement = compare("executorch", "litert", joined_got, joined_expected, limit=limit)
-    return scores, [replace(agreement, reference="litert, whole test set")]
+    return scores, [replace(agreement, reference="litert, whole test set")], recorder
 
 
 def _settle_ties(
@@ -269,7 +387,7 @@ class _Recorder:
 
 def _write_documents(
     folder: Path,
-    exported: Exported,
+    golden: Mapping[str, npt.NDArray[Any]],
     profile: Profile,
     recipe: Recipe,
     scores: Mapping[str, float],
@@ -277,7 +395,7 @@ def _write_documents(
     agreements: tuple[Agreement, ...],
 ) -> None:
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **golden_samples(exported))
+    np.savez_compressed(buffer, allow_pickle=False, **golden)
     (folder / GOLDEN).write_bytes(buffer.getvalue())
     (folder / "recipe.toml").write_text(recipe.to_toml(), "utf-8")
     _write_json(folder / "profile.json", profile.to_json())
@@ -294,12 +412,16 @@ def _manifest(
     scores: Mapping[str, float],
     seed: int,
 ) -> Artifact:
-    files = {p.name: file_entry(p.read_bytes()) for p in sorted(folder.iterdir())}
+    files = {
+        p.relative_to(folder).as_posix(): file_entry(p.read_bytes())
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
     artifact = Artifact(
         folder=folder,
         name=task.name,
         target=target.name,
-        engine="tflite",
+        engine=ENGINE_C if target.kind == "microcontroller" else "tflite",
         quantization=exported.quantization,
         inputs=exported.inputs,
         outputs=exported.outputs,

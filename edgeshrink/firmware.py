@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,20 +14,28 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeshrink.artifact import IoSpec
+from edgeshrink.budget import Budget
 from edgeshrink.codegen import Generated, Golden, generate
-from edgeshrink.errors import ConfigError, ModelError
+from edgeshrink.emulation import emulate_firmware
+from edgeshrink.errors import BudgetError, ConfigError, ModelError
 from edgeshrink.graph import Graph
-from edgeshrink.graph_reader import read_graph
-from edgeshrink.lowering import Lowered, Optimize, lower
-from edgeshrink.passes import PassReport, run_passes
+from edgeshrink.graph_reader import read_graph, read_model_bytes
+from edgeshrink.lowering import Lowered, Optimize, Step, lower
+from edgeshrink.passes import PASSES, PassReport, run_passes
+from edgeshrink.profile import Profile, exact
 from edgeshrink.runtimes import open_model
+from edgeshrink.runtimes.elf import image_size, read_elf
 from edgeshrink.runtimes.firmware import FirmwareRunner, harness_source, open_firmware
+from edgeshrink.staging import staging
+from edgeshrink.strict_toml import nearest
 from edgeshrink.target import Target
 from edgeshrink.toolchain import CORES, compile_elf
 
 N_GOLDEN: Final = 8
 STACK_BYTES: Final = 1024  # left for the stack when kernels are chosen; the real one is measured
 MODEL: Final = "model.tflite"
+SUMMARY: Final = "compiled.json"
+ELF: Final = "model.elf"
 
 Progress = Callable[[float, str], None]
 
@@ -53,6 +63,180 @@ class Firmware:
     elf: Path | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """What the command `compile` leaves in its folder, and what it costs."""
+
+    folder: Path
+    firmware: Firmware
+    profile: Profile | None  # None: the core is not emulated
+
+
+def parse_passes(text: str) -> tuple[str, ...] | None:
+    """Return the passes that `all`, `none` or `a,b,c` says; None stands for all."""
+    if text == "all":
+        return None
+    names = () if text == "none" else tuple(part.strip() for part in text.split(","))
+    for name in names:
+        if name not in PASSES:
+            raise ConfigError("--passes", f"has no pass {name!r}", nearest(name, PASSES))
+    return names
+
+
+def compile_model(
+    model: Path,
+    target: Target,
+    out: Path,
+    *,
+    name: str,
+    optimize: Optimize = "latency",
+    passes: Sequence[str] | None = None,
+    budget: Budget | None = None,
+    progress: Progress = lambda share, detail: None,
+) -> Compiled:
+    """Compile the `.tflite` at `model` into the folder `out`, which appears in one step.
+
+    Raises:
+        BudgetError: the firmware does not fit; names the operator at the peak and what would help.
+        ConfigError, ModelError, ToolchainError: as `compile_firmware`.
+    """
+    data = read_model_bytes(model)
+    with staging(out, marker=SUMMARY) as folder:
+        firmware = compile_firmware(
+            data,
+            target,
+            folder,
+            name=name,
+            shown=str(model),
+            optimize=optimize,
+            passes=passes,
+            budget=budget,
+            progress=progress,
+        )
+        profile = None
+        if firmware.elf is not None:
+            profile = profile_of(firmware, target, budget=budget, shown=str(model))
+            check_budget(firmware, profile)
+        summary = {
+            "name": firmware.name,
+            "model_sha256": hashlib.sha256(data).hexdigest(),
+            "target": target.name,
+            "optimize": optimize,
+            "profile": None if profile is None else profile.to_json(),
+        }
+        (folder / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", "utf-8")
+    elf = None if firmware.elf is None else out / firmware.elf.name
+    return Compiled(folder=out, firmware=replace(firmware, elf=elf), profile=profile)
+
+
+def profile_model(
+    model: Path,
+    target: Target,
+    *,
+    optimize: Optimize = "latency",
+    passes: Sequence[str] | None = None,
+    budget: Budget | None = None,
+) -> tuple[Firmware, Profile]:
+    """Compile a `.tflite` aside and return what it costs on `target`; a budget is not enforced."""
+    data = read_model_bytes(model)
+    with tempfile.TemporaryDirectory() as folder:
+        firmware = compile_firmware(
+            data, target, Path(folder), name=model.stem, shown=str(model), optimize=optimize,
+            passes=passes, budget=budget,
+        )  # fmt: skip
+        return firmware, profile_of(firmware, target, budget=budget, shown=str(model))
+
+
+def profile_of(
+    firmware: Firmware, target: Target, *, budget: Budget | None = None, shown: str = MODEL
+) -> Profile:
+    """Return the profile of one inference of a firmware on the emulated core."""
+    if firmware.elf is None:
+        raise ConfigError(
+            f"target {target.name}",
+            f"has a {target.cpu.core}, which is neither compiled for nor emulated here",
+            f"emulated cores: {', '.join(CORES)}",
+        )
+    inputs = [
+        np.ascontiguousarray(a[:1]).reshape(-1).view(np.uint8).reshape(1, -1)
+        for a in firmware.golden.inputs
+    ]
+    profile = emulate_firmware(
+        firmware.elf,
+        target,
+        graph=firmware.lowered.graph,
+        inputs=inputs,
+        budget=budget,
+        name=shown,
+    )
+    lowered = firmware.lowered
+    bound = lowered.arena.lower_bound
+    verdict = "optimal" if lowered.arena.optimal else f"lower bound {bound} B"
+    figures = {
+        **profile.figures,
+        "macs": exact(sum(op.macs for op in profile.ops), "MAC"),
+        "arena_bytes": exact(lowered.arena.n_bytes, "B", note=f"part of RAM; {verdict}"),
+        "weight_bytes": exact(
+            firmware.generated.weight_bytes,
+            "B",
+            note=f"part of flash, as are {firmware.generated.table_bytes} B of multipliers, "
+            "shifts, tables and shapes",
+        ),
+    }
+    if lowered.state_bytes:
+        figures["state_bytes"] = exact(
+            lowered.state_bytes, "B", note="part of RAM, kept between inferences"
+        )
+    return replace(profile, figures=figures)
+
+
+def check_budget(firmware: Firmware, profile: Profile) -> None:
+    """Raise BudgetError for the first limit that is not met, with what would help."""
+    if not profile.overruns:
+        return
+    first = profile.overruns[0]
+    remedies = {
+        "ram": _ram_remedy(firmware),
+        "flash": "prune or factorize the largest layers"
+        + ("" if firmware.lowered.optimize == "flash" else ", or try --optimize flash"),
+        "latency": f"{_slowest(profile)}; prune it, or choose a faster device",
+    }
+    raise BudgetError(
+        first.what,
+        need=first.need,
+        limit=first.limit,
+        unit=first.unit,
+        remedy=remedies.get(first.what, ""),
+    )
+
+
+def _slowest(profile: Profile) -> str:
+    op = max(profile.ops, key=lambda op: op.cycles or 0.0)
+    total = sum(o.cycles or 0.0 for o in profile.ops) or 1.0
+    share = 100 * (op.cycles or 0.0) / total
+    return f"operator {op.index} {op.kind} {op.name} takes {share:.0f} % of the cycles"
+
+
+def _ram_remedy(firmware: Firmware) -> str:
+    """Return which operator is at the peak of memory, and what would lower it."""
+    lowered = firmware.lowered
+    graph = lowered.graph
+
+    def need(step: Step) -> int:
+        op = graph.ops[step.op]
+        tensors = {i for i in (*op.inputs, *op.outputs) if i >= 0}
+        planned = [t for t in tensors if t in lowered.places
+                   and lowered.places[t].where == "arena"]  # fmt: skip
+        return sum(graph.tensors[t].n_bytes for t in planned) + step.variant.scratch_bytes
+
+    if not lowered.steps:
+        return ""
+    peak = max(lowered.steps, key=need)
+    text = f"operator {peak.op} {peak.kind} {peak.name} is at the peak with {need(peak)} B"
+    less = "" if lowered.optimize == "ram" else "try --optimize ram, or "
+    return f"{text}; {less}give it a smaller input or fewer channels"
+
+
 def compile_firmware(
     data: bytes,
     target: Target,
@@ -62,6 +246,7 @@ def compile_firmware(
     shown: str = MODEL,
     optimize: Optimize = "latency",
     passes: Sequence[str] | None = None,
+    budget: Budget | None = None,
     inputs: Sequence[npt.NDArray[Any]] | None = None,
     progress: Progress = lambda share, detail: None,
 ) -> Firmware:
@@ -70,11 +255,12 @@ def compile_firmware(
     Args:
         data: The model file.
         target: A microcontroller.
-        out: An existing folder for the sources and `model.elf`.
+        out: An existing folder for the sources and the ELF.
         name: Prefix of the C functions.
         shown: What to call the model in errors.
         optimize: What to choose kernels by.
         passes: Names of the exact passes to run; left out, all.
+        budget: Kernels give way to smaller ones until RAM fits; the target's where left out.
         inputs: Raw samples (n, ...) per input for the golden test; left out, noise and extremes.
         progress: Called as the work advances.
 
@@ -96,7 +282,7 @@ def compile_firmware(
     progress(0.1, "running exact passes")
     graph, reports = run_passes(before, passes)
     progress(0.2, "planning memory")
-    ram = target.budget.ram_bytes
+    ram = (budget or target.budget).ram_bytes
     limit = None if ram is None else max(0, ram - STACK_BYTES)
     lowered = lower(graph, target.cpu.isa, optimize=optimize, ram_limit_bytes=limit)
     progress(0.4, "asking the oracle")
@@ -121,6 +307,11 @@ def compile_firmware(
         golden=golden,
         elf=elf,
     )
+
+
+def flash_bytes(firmware: Firmware) -> int:
+    """Return the bytes of everything linked; 0 where the core is not compiled for."""
+    return 0 if firmware.elf is None else image_size(read_elf(firmware.elf)).flash
 
 
 def check_types(graph: Graph, target: Target) -> None:
@@ -206,7 +397,7 @@ def link(generated: Generated, graph: Graph, target: Target, folder: Path) -> Pa
         return compile_elf(
             [*(folder / file for file in generated.sources), harness],
             target.cpu.core,
-            folder / "model.elf",
+            folder / ELF,
             include=[folder],
         )
 

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from edgeshrink.errors import EdgeshrinkError
+from edgeshrink.artifact import MANIFEST
+from edgeshrink.errors import ConfigError, EdgeshrinkError
 
 
 def check_writable(out: Path) -> None:
@@ -21,11 +22,16 @@ def check_writable(out: Path) -> None:
 
 
 @contextmanager
-def staging(out: Path, *, keep: bool = True) -> Iterator[Path]:
+def staging(out: Path, *, keep: bool = True, marker: str = MANIFEST) -> Iterator[Path]:
     """Yield a folder beside `out` that takes its place when the block ends well.
 
+    Args:
+        out: The folder to make or replace.
+        keep: False throws the new folder away in the end.
+        marker: The file by which a folder of ours is known; no other is replaced.
+
     Raises:
-        ConfigError: `out` is a folder with something else than an artifact in it, or a root folder.
+        ConfigError: `out` is a folder with something else than our files in it, or a root folder.
         EdgeshrinkError: writing failed.
     """
     out = out.resolve()  # where a link points, that is what is replaced
@@ -38,8 +44,8 @@ def staging(out: Path, *, keep: bool = True) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.exists() and not out.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "it is a file, not a folder", str(out))
-        if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
-            fault = f"holds files, and no {MANIFEST}: it is no artifact, so it is not replaced"
+        if out.is_dir() and any(out.iterdir()) and not (out / marker).is_file():
+            fault = f"holds files, and no {marker}: it was not made here, so it is not replaced"
             raise ConfigError(str(out), fault, "choose another folder with --out")
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()

@@ -14,6 +14,7 @@ from edgeshrink.units import format_bytes
 
 if TYPE_CHECKING:
     from edgeshrink.build import Built
+    from edgeshrink.lowering import Optimize
     from edgeshrink.task import Task
 
 
@@ -32,6 +33,13 @@ if TYPE_CHECKING:
 @click.option("--out", type=click.Path(path_type=Path), help="Default: build/<task>-<target>.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 @click.option("--threads", type=int, default=1, show_default=True, help="Threads on the device.")
+@click.option(
+    "--optimize",
+    type=click.Choice(["latency", "ram", "flash"]),
+    default="latency",
+    show_default=True,
+    help="What a microcontroller's kernels are chosen by.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(
     task_spec: str,
@@ -44,6 +52,7 @@ def command(
     out: Path | None,
     seed: int,
     threads: int,
+    optimize: Optimize,
     as_json: bool,
 ) -> None:
     """Compress a model until it fits a device, and prove it.
@@ -89,6 +98,7 @@ def command(
             out=folder,
             seed=seed,
             threads=threads,
+            optimize=optimize,
             progress=report,
         )
     if as_json:
@@ -129,6 +139,9 @@ def print_built(built: Built, task: Task, title: str) -> None:
             value = f"{built.scores[key]:.4f}" if key in built.scores else "-"
             size = artifact.files[file].n_bytes
             print(f"  {file:<14} {value:>12}  {size:,} ({format_bytes(size)})")
+    if "c" in built.scores:
+        size = round(profile.figures["flash_bytes"].value)
+        print(f"  {'firmware':<14} {built.scores['c']:>12.4f}  {size:,} ({format_bytes(size)})")
     print()
     limits = {
         "flash_bytes": built.budget.flash_bytes,

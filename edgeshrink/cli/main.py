@@ -24,12 +24,14 @@ COMMANDS: Final = {
     "init": "edgeshrink.cli.init",
     "build": "edgeshrink.cli.build",
     "profile": "edgeshrink.cli.profile",
+    "compile": "edgeshrink.cli.compile",
 }
 SUMMARIES: Final = {
     "targets": "List the devices, or all facts of one with their sources.",
     "init": "Write a working task to start from.",
     "build": "Compress a model until it fits a device, and prove it.",
-    "profile": "Say what a model file costs on a device.",
+    "profile": "Say what a model file or a firmware costs on a device.",
+    "compile": "Turn a quantized .tflite into plain C for a microcontroller.",
 }
 
 

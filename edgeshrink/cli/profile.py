@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,13 +12,24 @@ from edgeshrink.cli.output import print_json, show_figure
 
 if TYPE_CHECKING:
     from edgeshrink.graph import Graph
+    from edgeshrink.lowering import Optimize
     from edgeshrink.profile import OpCost, Profile
 
 
 @click.command("profile")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--target", "target_name", required=True, help="Device name, or path of a .toml.")
-@click.option("--engine", type=click.Choice(["tflite", "executorch"]), help="Default: by the file.")
+@click.option(
+    "--engine",
+    type=click.Choice(["c", "tflite", "executorch"]),
+    help="Default: c for microcontrollers, else by the file.",
+)
+@click.option(
+    "--optimize",
+    type=click.Choice(["latency", "ram", "flash"]),
+    help="Engine c: what kernels are chosen by.  [default: latency]",
+)
+@click.option("--passes", "pass_names", help="Engine c: all, none, or a,b,c.  [default: all]")
 @click.option("--threads", type=int, default=1, show_default=True)
 @click.option("--budget", "budget_text", default="", help="ram=64KiB,latency=20ms,flash=1MiB")
 @click.option("--graph", "show_graph", is_flag=True, help="Print the operators with their tensors.")
@@ -27,6 +38,8 @@ def command(
     model: Path,
     target_name: str,
     engine: str | None,
+    optimize: Optimize | None,
+    pass_names: str | None,
     threads: int,
     budget_text: str,
     show_graph: bool,
@@ -43,10 +56,10 @@ def command(
     from edgeshrink.errors import ConfigError
     from edgeshrink.graph_reader import read_graph_file
 
+    of_compiler = {"--optimize": optimize is not None, "--passes": pass_names is not None}
     if is_elf(model):
         given = {"--engine": engine is not None, "--threads": threads != 1, "--graph": show_graph}
-        for option in (name for name, is_given in given.items() if is_given):
-            raise ConfigError(option, f"does not go with the firmware {model}", "leave it out")
+        _refuse_options(given | of_compiler, f"does not go with the firmware {model}")
         from edgeshrink.emulation import emulate_firmware
 
         show(emulate_firmware(model, target, budget=budget), target.title, as_json=as_json)
@@ -59,16 +72,49 @@ def command(
         artifact = read_artifact(model)
         graph = read_graph_file(artifact.path(MODEL_FILES["tflite"]))
         model = artifact.path(MODEL_FILES["pte" if engine == "executorch" else "tflite"])
-    engine = engine or ("executorch" if model.suffix == ".pte" else "tflite")
+    by_file = "executorch" if model.suffix == ".pte" else "tflite"
+    is_mcu = target.kind == "microcontroller"
+    engine = engine or ("c" if is_mcu and by_file == "tflite" else by_file)
+    if is_mcu != (engine == "c") and not show_graph:
+        fix = "use engine c" if is_mcu else "use engine tflite or executorch"
+        raise ConfigError(f"--engine {engine}", f"does not run on {target.name}", fix)
+    if engine != "c":
+        _refuse_options(of_compiler, f"does not go with engine {engine}")
     if show_graph:
         shown = graph or read_graph_file(model)
+        if pass_names is not None:
+            from edgeshrink.firmware import parse_passes
+            from edgeshrink.passes import run_passes
+
+            shown, _ = run_passes(shown, parse_passes(pass_names))
         if as_json:
             print_json(graph_json(shown))
         else:
             print_graph(shown)
         return
+    if engine == "c":
+        _refuse_options({"--threads": threads != 1}, "does not go with engine c")
+        from edgeshrink.firmware import parse_passes, profile_model
+
+        _, profile = profile_model(
+            model,
+            target,
+            optimize=optimize or "latency",
+            passes=parse_passes(pass_names or "all"),
+            budget=budget,
+        )
+        show(profile, target.title, as_json=as_json)
+        return
     profile = emulate(model, target, engine=engine, graph=graph, threads=threads, budget=budget)
     show(profile, target.title, as_json=as_json)
+
+
+def _refuse_options(given: Mapping[str, bool], what: str) -> None:
+    """Raise ConfigError for the first option that was given."""
+    from edgeshrink.errors import ConfigError
+
+    for option in (name for name, is_given in given.items() if is_given):
+        raise ConfigError(option, what, "leave it out")
 
 
 def is_elf(path: Path) -> bool:
@@ -86,16 +132,21 @@ def show(profile: Profile, device: str, *, as_json: bool) -> None:
         print_json(profile.to_json())
         return
     print(f"{profile.model_path} on {device} ({profile.engine})")
-    for name, figure in profile.figures.items():
-        print(f"  {name:<14} {show_figure(figure)}")
-        if figure.note:
-            print(f"  {'':<14} {figure.note}")
+    print_figures(profile)
     print_ops(profile.ops)
     for note in profile.notes:
         print(f"note: {note}")
     for overrun in profile.overruns:
         print(f"over budget: {overrun.what} needs {overrun.need:,.10g} {overrun.unit}, "
               f"{overrun.limit:,.10g} allowed")  # fmt: skip
+
+
+def print_figures(profile: Profile) -> None:
+    """Print every figure with its note."""
+    for name, figure in profile.figures.items():
+        print(f"  {name:<14} {show_figure(figure)}")
+        if figure.note:
+            print(f"  {'':<14} {figure.note}")
 
 
 def print_ops(ops: Sequence[OpCost]) -> None:
