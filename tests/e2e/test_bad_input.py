@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeshrink.staging import staging
 from edgeshrink.errors import ConfigError, EdgeshrinkError
+from edgeshrink.staging import staging
 from tests import tiny_models
 from tests.e2e.commands import TOML, Result, call, interrupt, run, write_task
 
