@@ -46,10 +46,10 @@ def to_file_layout(values: Array, spec: IoSpec) -> Array:
 
 
 def from_file_layout(values: Array, spec: IoSpec) -> Array:
-    """Undo `to_file_layout`: return (n, *spec.model_shape[1:])."""
+    """Undo `to_file_layout`: return (n, *spec.model_shape[1:]) where the model's shape is known."""
     if spec.layout == "channels-last":
         values = np.moveaxis(values, -1, 1)  # (n, C, H, W), or (n, C, 1, L)
-    return values.reshape(len(values), *spec.model_shape[1:])
+    return values.reshape(len(values), *spec.model_shape[1:]) if spec.model_shape else values
 
 
 def restructure(leaves: Sequence[Array], outputs: Sequence[IoSpec], structure: Structure) -> Any:
