@@ -149,6 +149,12 @@ def print_figures(profile: Profile) -> None:
             print(f"  {'':<14} {figure.note}")
 
 
+def layer_name(name: str, width: int = 48) -> str:
+    """Return a layer's name for a table: of a fused one its first part, cut to `width`."""
+    first = name.split(";")[0]
+    return first if len(first) <= width else "…" + first[1 - width :]
+
+
 def print_ops(ops: Sequence[OpCost]) -> None:
     """Print a row for every operator, costliest share marked by its percentage."""
     if not ops:
@@ -163,7 +169,7 @@ def print_ops(ops: Sequence[OpCost]) -> None:
         ms = "" if op.latency_ms is None else f"{op.latency_ms:.4f}"
         share = f"{100 * op.latency_ms / total:.1f} %" if op.latency_ms and total else ""
         print(f"  {op.index:>3}  {op.kind:<24} {op.macs:>13,} {op.flash_bytes or 0:>10,} "
-              f"{op.live_bytes or 0:>9,} {ms:>9} {share:>6}  {op.name}".rstrip())  # fmt: skip
+              f"{op.live_bytes or 0:>9,} {ms:>9} {share:>6}  {layer_name(op.name)}".rstrip())  # fmt: skip
 
 
 def print_counted(ops: Sequence[OpCost]) -> None:
@@ -176,7 +182,7 @@ def print_counted(ops: Sequence[OpCost]) -> None:
         per_mac = f"{cycles / op.macs:.2f}" if op.macs else ""
         share = f"{100 * cycles / total:.1f} %" if total else ""
         print(f"  {op.index:>3}  {op.kind:<24} {op.macs:>13,} {op.instructions or 0:>13,} "
-              f"{cycles:>13,.0f} {per_mac:>8} {share:>6}  {op.name}".rstrip())  # fmt: skip
+              f"{cycles:>13,.0f} {per_mac:>8} {share:>6}  {layer_name(op.name)}".rstrip())  # fmt: skip
 
 
 def graph_json(graph: Graph) -> object:
