@@ -166,10 +166,11 @@ def print_ops(ops: Sequence[OpCost]) -> None:
     print(f"  {'op':>3}  {'kind':<24} {'MACs':>13} {'weights B':>10} {'live B':>9} "
           f"{'ms':>9} {'share':>6}  layer")  # fmt: skip
     for op in ops:
+        name = layer_name(op.name)
         ms = "" if op.latency_ms is None else f"{op.latency_ms:.4f}"
         share = f"{100 * op.latency_ms / total:.1f} %" if op.latency_ms and total else ""
         print(f"  {op.index:>3}  {op.kind:<24} {op.macs:>13,} {op.flash_bytes or 0:>10,} "
-              f"{op.live_bytes or 0:>9,} {ms:>9} {share:>6}  {layer_name(op.name)}".rstrip())  # fmt: skip
+              f"{op.live_bytes or 0:>9,} {ms:>9} {share:>6}  {name}".rstrip())  # fmt: skip
 
 
 def print_counted(ops: Sequence[OpCost]) -> None:
@@ -178,11 +179,11 @@ def print_counted(ops: Sequence[OpCost]) -> None:
     print(f"  {'op':>3}  {'kind':<24} {'MACs':>13} {'instructions':>13} {'cycles':>13} "
           f"{'per MAC':>8} {'share':>6}  layer")  # fmt: skip
     for op in ops:
-        cycles = op.cycles or 0.0
+        cycles, name = op.cycles or 0.0, layer_name(op.name)
         per_mac = f"{cycles / op.macs:.2f}" if op.macs else ""
         share = f"{100 * cycles / total:.1f} %" if total else ""
         print(f"  {op.index:>3}  {op.kind:<24} {op.macs:>13,} {op.instructions or 0:>13,} "
-              f"{cycles:>13,.0f} {per_mac:>8} {share:>6}  {layer_name(op.name)}".rstrip())  # fmt: skip
+              f"{cycles:>13,.0f} {per_mac:>8} {share:>6}  {name}".rstrip())  # fmt: skip
 
 
 def graph_json(graph: Graph) -> object:
