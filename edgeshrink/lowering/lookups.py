@@ -198,7 +198,7 @@ def _int16(graph: Graph, op: Op, x: Tensor, y: Tensor) -> Variant:
     elif op.kind in ("LOGISTIC", "TANH"):
         call = _sigmoid_s16(graph, op, x, y, x_scale, y_scale)
     else:
-        call = _slopes_s16(graph, op, x, y, np.float32(x_scale), np.float32(y_scale))
+        call = _slopes_s16(graph, op, x, y, x_scale, y_scale)
     return Variant(
         name="ref",
         calls=(call,),
@@ -227,11 +227,9 @@ def _clamp_s16(graph: Graph, op: Op, x: Tensor, y: Tensor) -> Call:
     return Call(function="es_clamp_s16__ref", args=args)
 
 
-def _slopes_s16(
-    graph: Graph, op: Op, x: Tensor, y: Tensor, x_scale: np.float32, y_scale: np.float32
-) -> Call:
-    """RELU, LEAKY_RELU and ABS, with TFLM's quotients of float32 numbers."""
-    multiplier, shift = _factor(graph, op, float(x_scale / y_scale))
+def _slopes_s16(graph: Graph, op: Op, x: Tensor, y: Tensor, x_scale: float, y_scale: float) -> Call:
+    """RELU, LEAKY_RELU and ABS."""
+    multiplier, shift = _factor(graph, op, x_scale / y_scale)
     pointers = TensorArg(tensor=x.index), TensorArg(tensor=y.index)
     if op.kind == "ABS":
         fields = {
@@ -243,7 +241,7 @@ def _slopes_s16(
         }
         shape = StructArg(type="es_rescale_shape", fields=fields)
         return Call(function="es_abs_s16__ref", args=(shape, *pointers))
-    slope = float(x_scale * np.float32(op.options.get("alpha", 0.0)) / y_scale)
+    slope = x_scale * float(np.float32(op.options.get("alpha", 0.0))) / y_scale
     negative = _factor(graph, op, abs(slope))
     fields = {
         "n": _count(y),

@@ -104,22 +104,17 @@ def binary(op: Op, inputs: tuple[Tensor, Tensor], values: tuple[Ints, Ints], y: 
     if op.kind == "MUL":
         factor = float(scales[0]) * float(scales[1]) / float(y_scale)
         return np.clip(multiply(a * b, quantize_multiplier(factor)) + zero_of(y), *limits)
-    first, second, last = _sum_factors(op.kind, scales[0], scales[1], y_scale)
+    first, second, last = _sum_factors(scales[0], scales[1], y_scale)
     a = multiply(a << 20, quantize_multiplier(first))
     b = multiply(b << 20, quantize_multiplier(second))
     total = a + b if op.kind == "ADD" else a - b
     return np.clip(multiply(total, quantize_multiplier(last)) + zero_of(y), *limits)
 
 
-def _sum_factors(
-    kind: str, a: np.float32, b: np.float32, y: np.float32
-) -> tuple[float, float, float]:
-    """Return the factors of both operands and of their sum: double for ADD, float32 for SUB."""
-    if kind == "ADD":
-        twice = 2 * float(max(a, b))
-        return float(a) / twice, float(b) / twice, twice / (2**20 * float(y))
-    narrow = np.float32(2) * max(a, b)
-    return float(a / narrow), float(b / narrow), float(narrow / (np.float32(2**20) * y))
+def _sum_factors(a: np.float32, b: np.float32, y: np.float32) -> tuple[float, float, float]:
+    """Return the factors of both operands and of their sum."""
+    twice = 2 * float(max(a, b))
+    return float(a) / twice, float(b) / twice, twice / (2**20 * float(y))
 
 
 def _scale(tensor: Tensor) -> np.float32:
@@ -180,21 +175,20 @@ def _range_fault(op: Op, tensors: list[Tensor], y: Tensor) -> str:
     return "" if last < 1 and min(a, b) / max(a, b) > 2**-30 else "has scales too far apart"
 
 
-def _rescaled(x: Tensor, y: Tensor, *, narrow: bool) -> Ints:
-    """Return the stored values on the output's scale, not clamped; `narrow` divides in float32."""
-    x_scale, y_scale = _scale(x), _scale(y)
-    real = float(x_scale / y_scale) if narrow else float(x_scale) / float(y_scale)
-    return multiply(STORED - zero_of(x), quantize_multiplier(real)) + zero_of(y)
+def _rescaled(x: Tensor, y: Tensor) -> Ints:
+    """Return the stored values on the output's scale, not clamped."""
+    factor = quantize_multiplier(float(_scale(x)) / float(_scale(y)))
+    return multiply(STORED - zero_of(x), factor) + zero_of(y)
 
 
 def _quantize(_: Op, x: Tensor, y: Tensor) -> Ints:
-    return _rescaled(x, y, narrow=False)
+    return _rescaled(x, y)
 
 
 def _relu(op: Op, x: Tensor, y: Tensor) -> Ints:
     limits = activation_range(op.kind, y)
     assert limits is not None
-    return np.clip(_rescaled(x, y, narrow=True), *limits)
+    return np.clip(_rescaled(x, y), *limits)
 
 
 def _relu6(_: Op, x: Tensor, __: Tensor) -> Ints:
@@ -206,10 +200,12 @@ def _relu6(_: Op, x: Tensor, __: Tensor) -> Ints:
 
 def _leaky_relu(op: Op, x: Tensor, y: Tensor) -> Ints:
     x_scale, y_scale = _scale(x), _scale(y)
-    slope = quantize_multiplier(float(x_scale * np.float32(op.options["alpha"]) / y_scale))
+    slope = quantize_multiplier(
+        float(x_scale) * float(np.float32(op.options["alpha"])) / float(y_scale)
+    )
     # TFLM multiplies by the magnitude and turns the sign of the result.
     leaked = multiply(STORED - zero_of(x), (abs(slope[0]), slope[1])) * (-1 if slope[0] < 0 else 1)
-    return np.where(zero_of(x) <= STORED, _rescaled(x, y, narrow=True), leaked + zero_of(y))
+    return np.where(zero_of(x) <= STORED, _rescaled(x, y), leaked + zero_of(y))
 
 
 def _elu(_: Op, x: Tensor, y: Tensor) -> Ints:
@@ -229,7 +225,7 @@ def _abs(_: Op, x: Tensor, y: Tensor) -> Ints:
     magnitude = np.abs(STORED - zero_of(x))
     x_scale, y_scale = _scale(x), _scale(y)
     if x_scale != y_scale:
-        magnitude = multiply(magnitude, quantize_multiplier(float(x_scale / y_scale)))
+        magnitude = multiply(magnitude, quantize_multiplier(float(x_scale) / float(y_scale)))
     return magnitude + zero_of(y)
 
 
