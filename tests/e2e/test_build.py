@@ -186,11 +186,13 @@ def test_a_missed_budget_leaves_the_candidate_aside_and_the_old_artifact_as_it_w
 class TwoInputs(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
-        self.kind, self.size = nn.Linear(8 + 4, 5), nn.Linear(8, 1)
+        self.conv = nn.Sequential(
+            nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten()
+        )  # (batch, 8 * 6 * 5)
+        self.kind, self.size = nn.Linear(240 + 4, 5), nn.Linear(240, 2)
 
     def forward(self, image, context):
-        features = self.conv(image).mean(dim=(2, 3))
+        features = self.conv(image)
         return {"kind": self.kind(torch.cat([features, context], 1)), "size": self.size(features)}
 
 
