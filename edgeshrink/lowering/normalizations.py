@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Final
 
 import numpy as np
@@ -152,6 +153,7 @@ def _reciprocal(x: np.float32) -> np.float32:
     return np.float32(1) / (np.float32(1) + x)
 
 
+@cache
 def _table(
     function: Callable[[np.float32], np.float32], low: float, high: float
 ) -> npt.NDArray[np.int16]:
