@@ -248,6 +248,7 @@ def compile_firmware(
     passes: Sequence[str] | None = None,
     budget: Budget | None = None,
     inputs: Sequence[npt.NDArray[Any]] | None = None,
+    compiler: str = "zig",
     progress: Progress = lambda share, detail: None,
 ) -> Firmware:
     """Compile a `.tflite` to C in the folder `out`, link it, and prove it on the emulated core.
@@ -262,6 +263,7 @@ def compile_firmware(
         passes: Names of the exact passes to run; left out, all.
         budget: Kernels give way to smaller ones until RAM fits; the target's where left out.
         inputs: Raw samples (n, ...) per input for the golden test; left out, noise and extremes.
+        compiler: Of `toolchain.COMPILERS`, for the ELF that is emulated.
         progress: Called as the work advances.
 
     Raises:
@@ -294,7 +296,7 @@ def compile_firmware(
     elf = None
     if target.cpu.core in CORES:
         progress(0.5, "compiling")
-        elf = link(generated, before, target, out)
+        elf = link(generated, before, target, out, compiler)
         progress(0.8, "running on the emulated core")
         check_golden(elf, before, target, golden)
     progress(1.0, "compiled")
@@ -387,7 +389,9 @@ def specs(graph: Graph, tensors: Sequence[int], names: Sequence[str]) -> tuple[I
     return tuple(found)
 
 
-def link(generated: Generated, graph: Graph, target: Target, folder: Path) -> Path:
+def link(
+    generated: Generated, graph: Graph, target: Target, folder: Path, compiler: str = "zig"
+) -> Path:
     """Compile the sources in `folder` with the harness of the emulator; return the ELF."""
     with tempfile.TemporaryDirectory() as aside:
         harness = Path(aside) / "harness.c"
@@ -399,6 +403,7 @@ def link(generated: Generated, graph: Graph, target: Target, folder: Path) -> Pa
             target.cpu.core,
             folder / ELF,
             include=[folder],
+            compiler=compiler,
         )
 
 

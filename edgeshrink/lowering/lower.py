@@ -12,9 +12,17 @@ from edgeshrink.graph import Graph, Op
 from edgeshrink.lowering.calls import Lowered, Optimize, Place, Step, Variant
 from edgeshrink.lowering.fixed_point import place_of
 from edgeshrink.lowering.table import LOWERINGS
-from edgeshrink.lowering.variables import VARIABLE_KINDS, inline_init, lower_variable_op, variables
+from edgeshrink.lowering.variables import (
+    VARIABLE_KINDS,
+    copy_variant,
+    inline_init,
+    is_stateful,
+    lower_variable_op,
+    variables,
+)
 
 ALIGN: Final = 16  # of every buffer: what the widest load of any kernel wants
+CYCLES_PER_BYTE: Final = 10_000  # the plan `flash` takes a byte more to save this many cycles
 DTYPES: Final = {
     "int8", "uint8", "int16", "int32", "int64", "float32", "bool", "resource",
 }  # fmt: skip
@@ -41,7 +49,7 @@ def lower(
         graph: Any static graph; run the exact passes on it first.
         isa: Words of `cpu.isa` of the target.
         optimize: `latency` takes the fastest kernels, `ram` those that need the least memory,
-            `flash` those that add the fewest bytes.
+            `flash` those that add the fewest bytes, unless a byte saves `CYCLES_PER_BYTE` cycles.
         ram_limit_bytes: Arena and state must fit where they can: kernels at the peak of memory
             give way to smaller ones until they do.
 
@@ -56,7 +64,9 @@ def lower(
     options = {op.index: _variants(graph, op, folders) for op in graph.ops}
     chosen = _choose(options, optimize, graph)
     lowered = _planned(graph, order, init_ops, chosen, optimize)
-    if ram_limit_bytes is None or optimize == "ram":
+    if optimize == "ram":
+        return _faster(graph, order, init_ops, chosen, options, lowered)
+    if ram_limit_bytes is None:
         return lowered
     smallest = _choose(options, "ram", graph)
     for op in sorted(order, key=lambda op: -_need(graph, op, chosen[op.index])):
@@ -65,6 +75,32 @@ def lower(
         if chosen[op.index] is not smallest[op.index]:
             chosen[op.index] = smallest[op.index]
             lowered = _planned(graph, order, init_ops, chosen, optimize)
+    return lowered
+
+
+def _faster(
+    graph: Graph,
+    order: Sequence[Op],
+    init_ops: Sequence[int],
+    chosen: dict[int, Variant],
+    options: Mapping[int, tuple[Variant, ...]],
+    lowered: Lowered,
+) -> Lowered:
+    """Return the plan with the fastest kernels that leave the arena as small as it is.
+
+    Memory counts at its peak alone, so operators elsewhere need not save any.
+    """
+    for op in sorted(graph.ops, key=lambda op: -chosen[op.index].cycles):
+        for variant in sorted(options[op.index], key=lambda v: v.cycles):
+            if variant.cycles >= chosen[op.index].cycles:
+                break
+            before = chosen[op.index]
+            chosen[op.index] = variant
+            other = _planned(graph, order, init_ops, chosen, "ram")
+            if other.arena.n_bytes <= lowered.arena.n_bytes:
+                lowered = other
+                break
+            chosen[op.index] = before
     return lowered
 
 
@@ -97,12 +133,20 @@ def check_static(graph: Graph) -> None:
 def _variants(graph: Graph, op: Op, folders: tuple[str, ...]) -> tuple[Variant, ...]:
     if op.kind in VARIABLE_KINDS:
         return lower_variable_op(graph, op)
-    return LOWERINGS[op.kind](graph, op, folders)
+    return tuple(_detached(graph, v) for v in LOWERINGS[op.kind](graph, op, folders))
+
+
+def _detached(graph: Graph, variant: Variant) -> Variant:
+    """Return a copy in place of a view of a variable, which may change while the view is used."""
+    for out, source in variant.alias.items():
+        if graph.tensors[source].is_variable:
+            return copy_variant(source, out, graph.tensors[out].n_bytes)
+    return variant
 
 
 def _order(graph: Graph, ops: Sequence[Op]) -> tuple[Op, ...]:
     """Return the operators in the order with the lowest peak; stateful graphs keep theirs."""
-    if any(op.kind in VARIABLE_KINDS for op in ops):
+    if is_stateful(graph):
         return tuple(ops)
 
     def live(indices: Sequence[int]) -> tuple[str, ...]:
@@ -152,10 +196,11 @@ def _choose(
         for i, vs in options.items():
             shared = {c.function for j, v in chosen.items() if j != i for c in v.calls}
 
-            def cost(v: Variant, shared: set[str] = shared) -> tuple[int, float]:
+            def cost(v: Variant, shared: set[str] = shared) -> tuple[float, float]:
                 new = any(c.function not in shared for c in v.calls)
                 weights = _constant_tensor_bytes(graph, v)
-                return v.constant_bytes + weights + (v.code_bytes if new else 0), v.cycles
+                n_bytes = v.constant_bytes + weights + (v.code_bytes if new else 0)
+                return n_bytes + v.cycles / CYCLES_PER_BYTE, v.cycles
 
             chosen[i] = min(vs, key=cost)
     return chosen
@@ -177,9 +222,9 @@ def _planned(
 ) -> Lowered:
     init = [op for op in graph.ops if op.index in init_ops]
     roots = _roots([chosen[op.index] for op in graph.ops], len(graph.tensors))
-    state, state_bytes = variables(graph)
+    state = variables(graph)
     steps = [*init, *order]
-    blocks, lives = _blocks(graph, steps, len(init), roots, state, chosen)
+    blocks, lives = _blocks(graph, steps, len(init), roots, state.offsets, chosen)
     overlaps = _overlaps(graph, steps, roots, lives, chosen)
     plan = plan_arena(tuple(blocks), tuple(overlaps))
     places: dict[int, Place] = {}
@@ -187,8 +232,8 @@ def _planned(
         root = roots[tensor.index]
         if graph.tensors[root].data is not None:
             places[tensor.index] = Place(where="constant", constant=root)
-        elif root in state:
-            places[tensor.index] = Place(where="state", offset=state[root])
+        elif root in state.offsets:
+            places[tensor.index] = Place(where="state", offset=state.offsets[root])
         elif root in lives:
             places[tensor.index] = Place(where="arena", offset=plan.offsets[str(root)])
     scratch = {
@@ -210,7 +255,8 @@ def _planned(
         places=places,
         scratch=scratch,
         arena=plan,
-        state_bytes=state_bytes,
+        state_bytes=state.n_bytes,
+        fills=state.fills,
     )
 
 
