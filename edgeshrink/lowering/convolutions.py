@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Final
-
 import numpy as np
 import numpy.typing as npt
 
 from edgeshrink.graph import Graph, Op
 from edgeshrink.lowering.calls import Arg, Call, ConstArg, ScratchArg, StructArg, TensorArg, Variant
-from edgeshrink.lowering.emit_m4 import (
-    Block,
-    Requantization,
-    block_bytes,
-    block_cycles,
-    block_stream,
-    emit,
-    padded_pairs,
-    requantization,
-    with_pixels,
+from edgeshrink.lowering.conv_blocks import block_variants, pairs_variants
+from edgeshrink.lowering.conv_layer import (
+    Conv,
+    abs_sums,
+    bias_of,
+    folded_bias,
+    pixel_distance,
+    row_distance,
 )
 from edgeshrink.lowering.fixed_point import (
     activation_range,
@@ -32,37 +27,13 @@ from edgeshrink.lowering.fixed_point import (
 from edgeshrink.lowering.padding import conv_padding
 
 
-@dataclass(frozen=True, kw_only=True)
-class Conv:
-    """A convolution as its kernels want it. Weights are (y_c, k_h, k_w, k_c) in every case."""
-
-    x: int  # tensors
-    w: int
-    y: int
-    depthwise: bool
-    shape: dict[str, int]  # the fields of es_conv_shape
-    weights: npt.NDArray[np.int8]
-    bias: npt.NDArray[np.int32]
-    multiplier: npt.NDArray[np.int32]
-    shift: npt.NDArray[np.int8]
-
-    @property
-    def groups(self) -> int:
-        return self.shape["x_c"] // self.shape["k_c"]
-
-    @property
-    def macs(self) -> int:
-        s = self.shape
-        return s["batches"] * s["y_h"] * s["y_w"] * self.weights.size
-
-
 def conv_2d(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ...]:
     """Return the variants of CONV_2D."""
     conv = _conv(graph, op, depthwise=False)
     found = [_reference(conv, "es_conv_s8__ref")]
-    if "dsp" in isa and _folded_bias(conv) is not None:
+    if "dsp" in isa and folded_bias(conv) is not None:
         found.append(_dsp_conv(conv))
-        found += _block_convs(conv)
+        found += block_variants(conv)
     return tuple(found)
 
 
@@ -70,8 +41,9 @@ def depthwise_conv_2d(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Varia
     """Return the variants of DEPTHWISE_CONV_2D."""
     conv = _conv(graph, op, depthwise=True)
     found = [_reference(conv, "es_depthwise_s8__ref")]
-    if "dsp" in isa and _folded_bias(conv) is not None:
+    if "dsp" in isa and folded_bias(conv) is not None:
         found.append(_dsp_depthwise(conv))
+        found += pairs_variants(conv)
     return tuple(found)
 
 
@@ -91,7 +63,7 @@ def _dsp_conv(conv: Conv) -> Variant:
     pixels = s["batches"] * s["y_h"] * s["y_w"]
     return Variant(
         name="dsp",
-        calls=(Call(function="es_conv_s8__dsp", args=_args(conv, _bias(conv), 2 * window)),),
+        calls=(Call(function="es_conv_s8__dsp", args=_args(conv, bias_of(conv), 2 * window)),),
         overlaps={conv.x: pixel_distance(conv, steps)},
         cycles=pixels * (40.0 + 2.2 * window + conv.weights.shape[0] * 34.0) + 1.55 * conv.macs,
         code_bytes=900,
@@ -106,206 +78,11 @@ def _dsp_depthwise(conv: Conv) -> Variant:
     per_mac = 4.6 if s["x_c"] == s["y_c"] and s["x_c"] % 4 == 0 else 8.0
     return Variant(
         name="dsp",
-        calls=(Call(function="es_depthwise_s8__dsp", args=_args(conv, _bias(conv), window)),),
+        calls=(Call(function="es_depthwise_s8__dsp", args=_args(conv, bias_of(conv), window)),),
         overlaps={conv.x: row_distance(conv)},
         cycles=per_mac * conv.macs + 34.0 * conv.macs / (s["k_h"] * s["k_w"]),
         code_bytes=1100,
     )
-
-
-def _block_convs(conv: Conv) -> list[Variant]:
-    """Return the variants by register blocks that the layer's shape allows."""
-    s = conv.shape
-    reach = np.abs(_bias(conv).astype(np.int64)) + 128 * _abs_sums(conv.weights)
-    scales = requantization(conv.multiplier, conv.shift, s["y_zero"], reach)
-    if scales is None or conv.groups > 1 or s["y_c"] < 2:
-        return []
-    found = [_by_columns(conv, scales)]
-    if (
-        s["x_c"] % 4 == 0
-        and s["k_h"] * s["k_w"] > 1
-        and s["dilation_h"] == s["dilation_w"] == 1
-    ):
-        found.append(_by_rows(conv, scales))
-    return [v for v in found if v is not None]
-
-
-def _by_columns(conv: Conv, scales: Requantization) -> Variant | None:
-    s = conv.shape
-    k, pixels = s["k_h"] * s["k_w"] * s["x_c"], s["y_h"] * s["y_w"]
-    pairs = padded_pairs(-(-k // 2))
-    block = Block(
-        channels=2, pixels=min(4, pixels), runs=1, pairs=pairs, run_pitch=0,
-        pixel_pitch=2 * pairs, n_out=s["y_c"], y_min=s["y_min"], y_max=s["y_max"],
-    )  # fmt: skip
-    if not block.fits:
-        return None
-    in_fours = s["k_w"] * s["x_c"] % 4 == 0
-    values = conv.weights.reshape(s["y_c"], k)
-    if in_fours:
-        values = values.reshape(s["y_c"], k // 4, 4)[:, :, _WIDENED].reshape(s["y_c"], k)
-    padded = np.zeros((s["y_c"], 2 * pairs), np.int8)
-    padded[:, :k] = values
-    per_pixel = 30 + s["k_h"] * (20 + s["k_w"] * s["x_c"] * (2.75 if in_fours else 3.5))
-    return _block_variant(
-        conv, "by columns", block, pixels % 4, padded, scales,
-        scratch=2 * 4 * 2 * pairs,
-        body="es_conv_by_columns(&s, x, stream, scratch, y, {four}, {rest}, "
-        f"{2 * pairs}, {int(in_fours)});",
-        distance=pixel_distance(conv, np.arange(0, pixels, 4)),
-        per_image=pixels // 4 * block_cycles(block) + pixels * per_pixel,
-        n_rests=1,
-        outer_bytes=700,
-    )  # fmt: skip
-
-
-def _by_rows(conv: Conv, scales: Requantization) -> Variant | None:
-    s = conv.shape
-    columns = (s["y_w"] - 1) * s["stride_w"] + s["k_w"]
-    run = s["k_w"] * s["x_c"]
-    block = Block(
-        channels=2, pixels=min(4, s["y_w"]), runs=s["k_h"], pairs=run // 2,
-        run_pitch=columns * s["x_c"], pixel_pitch=s["stride_w"] * s["x_c"], n_out=s["y_c"],
-        y_min=s["y_min"], y_max=s["y_max"],
-    )  # fmt: skip
-    if not block.fits:
-        return None
-    values = conv.weights.reshape(s["y_c"], -1, 4)[:, :, _WIDENED].reshape(s["y_c"], -1)
-    kept = max(0, s["k_h"] - s["stride_h"]) * columns * s["x_c"]
-    new = min(s["k_h"], s["stride_h"]) * columns * s["x_c"]
-    return _block_variant(
-        conv, "by rows", block, s["y_w"] % 4, values, scales,
-        scratch=2 * s["k_h"] * columns * s["x_c"],
-        body="es_conv_by_rows(&s, x, stream, scratch, y, {four}, {rest});",
-        distance=row_distance(conv),
-        per_image=s["y_h"] * (s["y_w"] // 4 * block_cycles(block) + kept * 1.5 + new * 2.75 + 100),
-        n_rests=s["y_h"],
-        outer_bytes=500,
-    )  # fmt: skip
-
-
-def _block_variant(
-    conv: Conv,
-    name: str,
-    block: Block,
-    n_rest: int,
-    values: npt.NDArray[np.int8],
-    scales: Requantization,
-    *,
-    scratch: int,
-    body: str,
-    distance: int,
-    per_image: float,
-    n_rests: int,
-    outer_bytes: int,
-) -> Variant:
-    s = conv.shape
-    blocks = [block] if block.pixels == 4 else []
-    if n_rest:
-        blocks.append(with_pixels(block, n_rest))
-        per_image += n_rests * block_cycles(blocks[-1])
-    shape = f"{s['k_h']}x{s['k_w']}x{s['x_c']}_{s['y_c']}"
-    emitted = emit(f"es_conv_s8_{shape}", blocks, s, body, f"{name}, {_sizes(s)}")
-    stream = block_stream(values.reshape(s["y_c"], -1, 2), _bias(conv), scales, block.channels)
-    return Variant(
-        name=name,
-        calls=(
-            Call(
-                function=emitted[0],
-                args=(
-                    TensorArg(tensor=conv.x),
-                    ConstArg(name="weights", values=stream),
-                    ScratchArg(n_bytes=scratch),
-                    TensorArg(tensor=conv.y),
-                ),
-                emitted=emitted[1],
-            ),
-        ),
-        overlaps={conv.x: distance},
-        cycles=s["batches"] * per_image,
-        code_bytes=outer_bytes + sum(block_bytes(b) for b in blocks),
-    )
-
-
-_WIDENED: Final = [0, 2, 1, 3]  # the order in which es_widen leaves four values
-
-
-def _sizes(s: dict[str, int]) -> str:
-    sizes = (f"{s[f'{t}_h']} x {s[f'{t}_w']} x {s[f'{t}_c']}" for t in ("x", "y"))
-    return " to ".join(sizes) + f", stride {s['stride_h']} x {s['stride_w']}"
-
-
-def pixel_distance(conv: Conv, firsts: npt.NDArray[np.int64]) -> int:
-    """Return how far below its input the output of a kernel must lie that works pixel by pixel.
-
-    Args:
-        conv: The layer.
-        firsts: For every step of one image, the first output pixel that it computes. A step reads
-            all that it needs before it writes.
-    """
-    s = conv.shape
-    y, x = np.divmod(np.arange(s["y_h"] * s["y_w"]), s["y_w"])
-    row = _lowest(y, s["stride_h"], s["pad_top"], s["dilation_h"], s["k_h"], s["x_h"])
-    column = _lowest(x, s["stride_w"], s["pad_left"], s["dilation_w"], s["k_w"], s["x_w"])
-    lowest = np.where((row < 0) | (column < 0), _NEVER, (row * s["x_w"] + column) * s["x_c"])
-    lasts = np.append(firsts[1:], lowest.size)
-    return _distance(conv, lasts * s["y_c"], np.minimum.reduceat(lowest, firsts))
-
-
-def row_distance(conv: Conv) -> int:
-    """Return the same for a kernel that copies rows of its input, each once.
-
-    Before it writes an output row it has copied all rows up to the last that this one needs.
-    """
-    s = conv.shape
-    rows = np.arange(s["y_h"])
-    reach = (s["k_h"] - 1) * s["dilation_h"] + 1
-    copied = rows * s["stride_h"] - s["pad_top"] + reach  # rows no longer needed after each step
-    before = np.clip(np.concatenate([[0], copied[:-1]]), 0, s["x_h"])
-    lowest = np.where(before < np.clip(copied, 0, s["x_h"]), before * s["x_w"] * s["x_c"], _NEVER)
-    return _distance(conv, (rows + 1) * s["y_w"] * s["y_c"], lowest)
-
-
-_NEVER: Final = 2**62  # where a step reads nothing
-
-
-def _lowest(
-    at: npt.NDArray[np.int64], stride: int, pad: int, dilation: int, window: int, size: int
-) -> npt.NDArray[np.int64]:
-    """Return the lowest index inside the image that each position's window has; -1: none."""
-    start = at * stride - pad
-    first = np.maximum(0, -(start // dilation))  # taps before the image
-    index = start + first * dilation
-    return np.where((first < window) & (index < size), index, -1)
-
-
-def _distance(conv: Conv, written: npt.NDArray[np.int64], lowest: npt.NDArray[np.int64]) -> int:
-    """Return the largest of (written so far - lowest still needed), over all steps and images."""
-    s = conv.shape
-    images = np.arange(s["batches"])[:, None]
-    y_bytes, x_bytes = s["y_h"] * s["y_w"] * s["y_c"], s["x_h"] * s["x_w"] * s["x_c"]
-    all_written = (images * y_bytes + written).ravel()
-    all_lowest = np.where(lowest == _NEVER, _NEVER, images * x_bytes + lowest).ravel()
-    needed = np.minimum.accumulate(all_lowest[::-1])[::-1]
-    steps = all_written[:-1] - needed[1:]
-    return max(-int(all_written[-1]), int(steps.max(initial=-_NEVER)))
-
-
-def _folded_bias(conv: Conv) -> npt.NDArray[np.int32] | None:
-    """Return the bias for kernels that leave out the input's zero point; None if sums get large."""
-    axes = (1, 2, 3)
-    sums = conv.weights.astype(np.int64).sum(axis=axes)
-    folded = conv.bias.astype(np.int64) - conv.shape["x_zero"] * sums
-    if (np.abs(folded) + 128 * _abs_sums(conv.weights)).max() >= 2**30:
-        return None
-    narrow: npt.NDArray[np.int32] = folded.astype(np.int32)
-    return narrow
-
-
-def _bias(conv: Conv) -> npt.NDArray[np.int32]:
-    folded = _folded_bias(conv)
-    assert folded is not None
-    return folded
 
 
 def _args(conv: Conv, bias: npt.NDArray[np.int32], scratch: int = 0) -> tuple[Arg, ...]:
@@ -377,7 +154,7 @@ def _conv(graph: Graph, op: Op, *, depthwise: bool) -> Conv:
     values = np.zeros(y_c, np.int32) if bias is None else np.asarray(bias)
     if values.shape != (y_c,) or values.dtype != np.int32:
         raise refuse(graph, op, f"has a bias {values.dtype} {values.shape}", f"int32 ({y_c},)")
-    reach = np.abs(values.astype(np.int64)) + 255 * _abs_sums(weights)
+    reach = np.abs(values.astype(np.int64)) + 255 * abs_sums(weights)
     if reach.max() >= 2**31:
         raise refuse(graph, op, f"has sums up to {reach.max()}, beyond int32", "use smaller biases")
     return Conv(
@@ -414,9 +191,3 @@ def _check_channels(
             "channels, which do not agree",
             "export it again",
         )
-
-
-def _abs_sums(weights: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """Return, for every filter, the sum of its weights' magnitudes."""
-    sums: npt.NDArray[np.int64] = np.abs(weights.astype(np.int64)).sum(axis=(1, 2, 3))
-    return sums

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
-import numpy.typing as npt
 
 from edgeshrink.graph import Graph, Op
 from edgeshrink.lowering.calls import Call, ConstArg, StructArg, TensorArg, Variant
+from edgeshrink.lowering.conv_blocks import block_variants
+from edgeshrink.lowering.conv_layer import Conv, folded_bias
 from edgeshrink.lowering.fixed_point import (
     activation_range,
     constant,
@@ -66,8 +69,21 @@ def fully_connected(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant
             code_bytes=220,
         )
     ]
-    folded = _folded_bias(w.data, values, x_zero) if not wq.zero_points.any() else None
-    if "dsp" in isa and folded is not None:
+    if "dsp" not in isa or wq.zero_points.any():
+        return tuple(found)
+    conv = Conv(
+        x=x.index,
+        w=w.index,
+        y=y.index,
+        depthwise=False,
+        shape=_image_of_rows(shape.fields),
+        weights=np.asarray(w.data, np.int8).reshape(n_out, 1, 1, n_in),
+        bias=values,
+        multiplier=multiplier,
+        shift=shift,
+    )
+    folded = folded_bias(conv)
+    if folded is not None:
         dsp_args = (*args[:3], ConstArg(name="bias", values=folded), *args[4:])
         found.append(
             Variant(
@@ -77,16 +93,18 @@ def fully_connected(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant
                 code_bytes=500,
             )
         )
+        found += block_variants(conv, "es_dense_s8")
     return tuple(found)
 
 
-def _folded_bias(
-    weights: npt.NDArray[np.int8], bias: npt.NDArray[np.int32], x_zero: int
-) -> npt.NDArray[np.int32] | None:
-    """Return the bias for kernels that leave out the input's zero point; None if sums get large."""
-    wide = weights.astype(np.int64)
-    folded: npt.NDArray[np.int64] = bias.astype(np.int64) - x_zero * wide.sum(axis=1)
-    if (np.abs(folded) + 128 * np.abs(wide).sum(axis=1)).max() >= 2**30:
-        return None
-    narrow: npt.NDArray[np.int32] = folded.astype(np.int32)
-    return narrow
+def _image_of_rows(f: Mapping[str, int]) -> dict[str, int]:
+    """Return the shape of a 1 x 1 convolution whose image has the samples side by side."""
+    return {
+        "batches": 1,
+        "x_h": 1, "x_w": f["rows"], "x_c": f["n_in"],
+        "y_h": 1, "y_w": f["rows"], "y_c": f["n_out"],
+        "k_h": 1, "k_w": 1, "k_c": f["n_in"],
+        "stride_h": 1, "stride_w": 1, "dilation_h": 1, "dilation_w": 1,
+        "pad_top": 0, "pad_left": 0,
+        "x_zero": f["x_zero"], "y_zero": f["y_zero"], "y_min": f["y_min"], "y_max": f["y_max"],
+    }  # fmt: skip

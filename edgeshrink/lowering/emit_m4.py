@@ -21,7 +21,7 @@ from edgeshrink.lowering.calls import Emitted
 PARAMETERS: Final = "const int8_t *x, const int32_t *stream, int16_t *scratch, int8_t *y"
 GUARD: Final = "#if defined(__ARM_FEATURE_DSP) && defined(__thumb2__) && defined(__GNUC__)"
 MAX_OFFSET: Final = 4095  # of a load with an immediate
-_REGISTERS: Final = tuple("r2 r3 r4 r5 r6 r7 r8 r9 r10 r11 r12 lr".split())
+_REGISTERS: Final = (*(f"r{i}" for i in range(2, 13)), "lr")
 _MOST_UNROLLED: Final = 40  # pairs in a row without a loop, 60 bytes of code each
 _MOST_LOOPED: Final = 32  # pairs in a turn of a loop, which itself takes 7 cycles
 _MAX_SHIFT: Final = 22  # 2^n * (zero point + 1/2) and a product of 2^30 fit int32 together

@@ -1,0 +1,205 @@
+"""Convolutions and matrix products by register blocks, written for one layer's shape."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeshrink.lowering.calls import (
+    Call,
+    ConstArg,
+    ScratchArg,
+    StructArg,
+    TensorArg,
+    Variant,
+)
+from edgeshrink.lowering.conv_layer import (
+    Conv,
+    abs_sums,
+    bias_of,
+    pair_distance,
+    pixel_distance,
+    row_distance,
+)
+from edgeshrink.lowering.emit_m4 import (
+    MAX_OFFSET,
+    Block,
+    Requantization,
+    block_bytes,
+    block_cycles,
+    block_stream,
+    emit,
+    padded_pairs,
+    requantization,
+    with_pixels,
+)
+from edgeshrink.lowering.emit_pairs import emit_pairs, pairs_bytes, pairs_cycles, pairs_stream
+
+
+def block_variants(conv: Conv, stem: str = "es_conv_s8") -> list[Variant]:
+    """Return the variants by register blocks that the layer's shape allows.
+
+    Args:
+        conv: The layer; `folded_bias` is not None.
+        stem: What the kernels' names begin with.
+    """
+    s = conv.shape
+    reach = np.abs(bias_of(conv).astype(np.int64)) + 128 * abs_sums(conv.weights)
+    scales = requantization(conv.multiplier, conv.shift, s["y_zero"], reach)
+    if scales is None or conv.groups > 1 or s["y_c"] < 2:
+        return []
+    found = [_by_columns(conv, scales, stem)]
+    if s["x_c"] % 4 == 0 and s["k_h"] * s["k_w"] > 1 and s["dilation_h"] == s["dilation_w"] == 1:
+        found.append(_by_rows(conv, scales, stem))
+    return [v for v in found if v is not None]
+
+
+def _by_columns(conv: Conv, scales: Requantization, stem: str) -> Variant | None:
+    s = conv.shape
+    k, pixels = s["k_h"] * s["k_w"] * s["x_c"], s["y_h"] * s["y_w"]
+    pairs = padded_pairs(-(-k // 2))
+    block = Block(
+        channels=4 if pixels == 1 and s["y_c"] >= 4 else 2, pixels=min(4, pixels), runs=1, pairs=pairs, run_pitch=0,
+        pixel_pitch=2 * pairs, n_out=s["y_c"], y_min=s["y_min"], y_max=s["y_max"],
+    )  # fmt: skip
+    if not block.fits:
+        return None
+    in_fours = s["k_w"] * s["x_c"] % 4 == 0
+    values = conv.weights.reshape(s["y_c"], k)
+    if in_fours:
+        values = values.reshape(s["y_c"], k // 4, 4)[:, :, _WIDENED].reshape(s["y_c"], k)
+    padded = np.zeros((s["y_c"], 2 * pairs), np.int8)
+    padded[:, :k] = values
+    per_pixel = 30 + s["k_h"] * (20 + s["k_w"] * s["x_c"] * (2.75 if in_fours else 3.5))
+    return _block_variant(
+        conv, stem, "by columns", block, pixels % 4, padded, scales,
+        scratch=2 * block.pixels * 2 * pairs,
+        body="es_conv_by_columns(&s, x, stream, scratch, y, {four}, {rest}, "
+        f"{2 * pairs}, {int(in_fours)});",
+        distance=pixel_distance(conv, np.arange(0, pixels, 4)),
+        per_image=pixels // 4 * block_cycles(block) + pixels * per_pixel,
+        n_rests=1,
+        outer_bytes=700,
+    )  # fmt: skip
+
+
+def _by_rows(conv: Conv, scales: Requantization, stem: str) -> Variant | None:
+    s = conv.shape
+    columns = (s["y_w"] - 1) * s["stride_w"] + s["k_w"]
+    run = s["k_w"] * s["x_c"]
+    block = Block(
+        channels=2, pixels=min(4, s["y_w"]), runs=s["k_h"], pairs=run // 2,
+        run_pitch=columns * s["x_c"], pixel_pitch=s["stride_w"] * s["x_c"], n_out=s["y_c"],
+        y_min=s["y_min"], y_max=s["y_max"],
+    )  # fmt: skip
+    if not block.fits:
+        return None
+    values = conv.weights.reshape(s["y_c"], -1, 4)[:, :, _WIDENED].reshape(s["y_c"], -1)
+    kept = max(0, s["k_h"] - s["stride_h"]) * columns * s["x_c"]
+    new = min(s["k_h"], s["stride_h"]) * columns * s["x_c"]
+    return _block_variant(
+        conv, stem, "by rows", block, s["y_w"] % 4, values, scales,
+        scratch=2 * s["k_h"] * columns * s["x_c"],
+        body="es_conv_by_rows(&s, x, stream, scratch, y, {four}, {rest});",
+        distance=row_distance(conv),
+        per_image=s["y_h"] * (s["y_w"] // 4 * block_cycles(block) + kept * 1.5 + new * 2.75 + 100),
+        n_rests=s["y_h"],
+        outer_bytes=500,
+    )  # fmt: skip
+
+
+def _block_variant(
+    conv: Conv,
+    stem: str,
+    name: str,
+    block: Block,
+    n_rest: int,
+    values: npt.NDArray[np.int8],
+    scales: Requantization,
+    *,
+    scratch: int,
+    body: str,
+    distance: int,
+    per_image: float,
+    n_rests: int,
+    outer_bytes: int,
+) -> Variant:
+    s = conv.shape
+    blocks = [block] if block.pixels == 4 else []
+    if n_rest:
+        blocks.append(with_pixels(block, n_rest))
+        per_image += n_rests * block_cycles(blocks[-1])
+    shape = f"{s['k_h']}x{s['k_w']}x{s['x_c']}_{s['y_c']}"
+    emitted = emit(f"{stem}_{shape}", blocks, s, body, f"{name}, {_sizes(s)}")
+    stream = block_stream(values.reshape(s["y_c"], -1, 2), bias_of(conv), scales, block.channels)
+    return Variant(
+        name=name,
+        calls=(
+            Call(
+                function=emitted[0],
+                args=(
+                    TensorArg(tensor=conv.x),
+                    ConstArg(name="weights", values=stream),
+                    ScratchArg(n_bytes=scratch),
+                    TensorArg(tensor=conv.y),
+                ),
+                emitted=emitted[1],
+            ),
+        ),
+        overlaps={conv.x: distance},
+        cycles=s["batches"] * per_image,
+        code_bytes=outer_bytes + sum(block_bytes(b) for b in blocks),
+    )
+
+
+def pairs_variants(conv: Conv) -> list[Variant]:
+    """Return the depthwise variant by pairs of rows where the layer's shape allows it."""
+    s = conv.shape
+    stride = s["stride_h"]
+    reach = np.abs(bias_of(conv).astype(np.int64)) + 128 * abs_sums(conv.weights)
+    scales = requantization(conv.multiplier, conv.shift, s["y_zero"], reach)
+    columns = (s["y_w"] - 1) * stride + 3
+    if (
+        scales is None
+        or s["x_c"] != s["y_c"]
+        or (s["k_h"], s["k_w"], s["dilation_h"], s["dilation_w"]) != (3, 3, 1, 1)
+        or stride != s["stride_w"]
+        or stride not in (1, 2)
+        or 8 * columns + 8 > MAX_OFFSET
+    ):
+        return []
+    name, emitted = emit_pairs(s["y_w"], stride, s["y_min"], s["y_max"])
+    stream = pairs_stream(conv.weights[..., 0], bias_of(conv), scales)
+    steps = -(-s["y_h"] // (3 - stride))
+    per_channel = pairs_cycles(s["y_w"], stride, (s["y_min"], s["y_max"])) + columns * 4.5
+    return [
+        Variant(
+            name="by pairs",
+            calls=(
+                Call(
+                    function=name,
+                    args=(
+                        StructArg(type="es_conv_shape", fields=s),
+                        TensorArg(tensor=conv.x),
+                        ConstArg(name="weights", values=stream),
+                        ScratchArg(n_bytes=2 * 4 * columns * s["x_c"]),
+                        TensorArg(tensor=conv.y),
+                    ),
+                    emitted=emitted,
+                ),
+            ),
+            overlaps={conv.x: pair_distance(conv)},
+            cycles=s["batches"] * steps * (s["x_c"] * per_channel + 150),
+            code_bytes=pairs_bytes(s["y_w"], stride),
+        )
+    ]
+
+
+_WIDENED: Final = [0, 2, 1, 3]  # the order in which es_widen leaves four values
+
+
+def _sizes(s: dict[str, int]) -> str:
+    sizes = (f"{s[f'{t}_h']} x {s[f'{t}_w']} x {s[f'{t}_c']}" for t in ("x", "y"))
+    return " to ".join(sizes) + f", stride {s['stride_h']} x {s['stride_w']}"

@@ -1,0 +1,215 @@
+"""Writes depthwise 3 x 3 convolutions by pairs of rows: the assembly of `es_pairs.h`."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeshrink.lowering.calls import Emitted
+from edgeshrink.lowering.emit_m4 import Requantization, cycles, function
+
+PARAMETERS: Final = (
+    "const es_conv_shape *shape, const int8_t *x, const int32_t *stream, int32_t *planes, int8_t *y"
+)
+_GUARD: Final = (
+    "#if defined(__ARM_FEATURE_DSP) && defined(__thumb2__) && defined(__ARM_FP) && "
+    "defined(__GNUC__)"
+)
+_MIDDLE, _LAST = ("r0", "r1", "r2"), ("r3", "r4", "r5")  # weights (top, middle), (middle, bottom)
+# One-cycle spill slots: what a channel needs at every output, and what the outer loop keeps.
+_BIAS, _MULTIPLIER, _CONSTANT, _SHIFT, _Y, _P, _END = (f"s{i}" for i in range(7))
+_CHANNELS, _ROW, _PLANE, _STREAM, _Y_CHANNEL, _Y_END = (f"s{i}" for i in range(7, 13))
+
+
+def pairs_stream(
+    weights: npt.NDArray[np.int8], bias: npt.NDArray[np.int32], scales: Requantization
+) -> npt.NDArray[np.int32]:
+    """Return the stream of a layer with weights (channels, 3, 3)."""
+    w = 2 * weights.astype(np.int64)
+    words = [(w[:, ky] & 0xFFFF) | (w[:, ky + 1] & 0xFFFF) << 16 for ky in (0, 1)]  # (channels, 3)
+    rest = (2 * bias.astype(np.int64), scales.multiplier, scales.constant, scales.shift)
+    stream = np.concatenate([*words, np.stack(rest, axis=1)], axis=1)
+    unsigned: npt.NDArray[np.uint32] = (stream & 0xFFFFFFFF).astype(np.uint32)
+    return unsigned.view(np.int32).ravel()
+
+
+def emit_pairs(y_w: int, stride: int, y_min: int, y_max: int) -> tuple[str, Emitted]:
+    """Return name and C file of the kernel for output rows of `y_w` pixels; any channels."""
+    columns = (y_w - 1) * stride + 3
+    clamp = "" if (y_min, y_max) == (-128, 127) else f"_{y_min + 128}to{y_max + 128}"
+    name = f"es_depthwise_s8_3x3s{stride}w{y_w}{clamp}__dsp"
+    arguments = (
+        "const int32_t *planes, const int32_t *stream, int8_t *y, int32_t channels, int32_t row"
+    )
+    lines = [
+        f"/* Depthwise 3 x 3, stride {stride}, output rows of {y_w} pixels.",
+        " * es_pairs.h says what is computed, and what the stream holds. */",
+        '#include "es_pairs.h"',
+        "",
+        "ES_BEGIN",
+        "",
+        *_wrapped(f"void {name}({PARAMETERS});", ""),
+        "",
+        _GUARD,
+    ]
+    for is_odd in (False, True):
+        part = f"{name}_{'odd' if is_odd else 'even'}"
+        lines += _wrapped(f"void {part}({arguments});", "")
+        lines.append(_assembly(part, y_w, stride, (y_min, y_max), is_odd=is_odd))
+    lines.append("#else")
+    for is_odd in (False, True):
+        lines += _wrapped(f"static void {name}_{'odd' if is_odd else 'even'}({arguments}) {{", "")
+        call = (
+            f"es_pairs_c(planes, stream, y, channels, row, {stride}, {columns}, {int(is_odd)}, "
+            f"{y_min}, {y_max});"
+        )
+        lines += [*_wrapped(call, "  "), "}"]
+    call = (
+        f"es_depthwise_by_pairs(shape, x, stream, planes, y, {columns}, {stride}, {name}_even, "
+        f"{name}_odd);"
+    )
+    lines += [
+        "#endif", "", *_wrapped(f"void {name}({PARAMETERS}) {{", ""), *_wrapped(call, "  "), "}",
+        "", "ES_END", "",
+    ]  # fmt: skip
+    return name, Emitted(text="\n".join(lines), parameters=PARAMETERS)
+
+
+def pairs_cycles(y_w: int, stride: int, clamp: tuple[int, int]) -> float:
+    """Return the cycles of one channel of one call of the assembly."""
+    if stride == 2:
+        return 40 + y_w * (cycles(_wide_step("1", 16, clamp, is_odd=False)) + 4)
+    full = cycles(_column(2, 100, 16, clamp, is_odd=False))
+    return 50 + y_w * full + max(0, (y_w - 2) // 3) * 5
+
+
+def pairs_bytes(y_w: int, stride: int) -> int:
+    """Return the size of the assembly and the outer loop, about."""
+    return 1300 + 2 * len(_assembly("f", y_w, stride, (-128, 127), is_odd=False).splitlines()) * 4
+
+
+def _assembly(name: str, y_w: int, stride: int, clamp: tuple[int, int], *, is_odd: bool) -> str:
+    """Return one function: planes in r0, stream in r1, y in r2, channels in r3, row on the stack."""
+    columns = (y_w - 1) * stride + 3
+    plane = 4 * columns
+    lines = [
+        "push {r4-r11, lr}", "ldr r12, [sp, #36]", f"vmov {_CHANNELS}, r3", f"vmov {_ROW}, r12",
+        f"vmov {_PLANE}, r0", f"vmov {_STREAM}, r1", f"vmov {_Y_CHANNEL}, r2", "add r3, r2",
+        f"vmov {_Y_END}, r3",
+        "5:", f"vmov r12, {_STREAM}", "ldm r12!, {r0-r9}", f"vmov {_STREAM}, r12",
+        f"vmov {_BIAS}, r6", f"vmov {_MULTIPLIER}, r7", f"vmov {_CONSTANT}, r8",
+        f"vmov {_SHIFT}, r9", f"vmov lr, {_Y_CHANNEL}", f"vmov {_Y}, lr", "add lr, #1",
+        f"vmov {_Y_CHANNEL}, lr",
+        f"vmov r12, {_PLANE}", f"addw lr, r12, #{2 * plane}", f"vmov {_PLANE}, lr",
+    ]  # fmt: skip
+    if stride == 1:
+        lines += _narrow_columns(y_w, plane, clamp, is_odd=is_odd)
+    else:
+        upper, lower = (plane, 0) if is_odd else (0, plane)
+        lines += [
+            f"ldr r8, [r12, #{upper}]", f"ldr r9, [r12, #{lower}]", f"vmov r6, {_BIAS}",
+            f"smlad r6, r8, {_MIDDLE[0]}, r6", f"smlabt r6, r9, {_LAST[0]}, r6",
+            f"addw lr, r12, #{8 * y_w}", "1:", *_wide_step("r12", plane, clamp, is_odd=is_odd),
+            "cmp r12, lr", "bne 1b",
+        ]  # fmt: skip
+    lines += [
+        f"vmov r12, {_Y_CHANNEL}", f"vmov lr, {_Y_END}", "cmp r12, lr", "bne 5b",
+        "pop {r4-r11, pc}",
+    ]  # fmt: skip
+    return function(name, lines)
+
+
+def _narrow_columns(y_w: int, plane: int, clamp: tuple[int, int], *, is_odd: bool) -> list[str]:
+    """Stride 1: three columns of two sums each are under way, and each word is used for all."""
+
+    def column(j: int) -> list[str]:
+        return _column(j, y_w, plane, clamp, is_odd=is_odd)
+
+    full = max(0, y_w - 2)  # columns 2 to y_w - 1: one output begins, one goes on, one ends
+    turns = full // 3 if full >= 6 else 0
+    lines = column(0) + column(1)
+    if turns:
+        lines += [f"add lr, r12, #{12 * turns}", f"vmov {_END}, lr", "1:"]
+        for j in (2, 3, 4):
+            lines += column(j)
+        lines += [f"vmov lr, {_END}", "cmp r12, lr", "bne 1b"]
+    for j in range(2 + 3 * turns, y_w + 2):
+        lines += column(j)
+    return lines
+
+
+def _column(j: int, y_w: int, plane: int, clamp: tuple[int, int], *, is_odd: bool) -> list[str]:
+    """Multiply column j of the planes into up to three outputs, and store output j - 2."""
+    sums = (("r6", "r7"), ("r8", "r9"), ("r10", "r11"))
+    outputs = [(k, j - k) for k in range(3) if 0 <= j - k < y_w]
+    lines: list[str] = []
+    # The plane at the offset first, then the one at r12 itself, which moves r12 on.
+    for order, (load, is_upper) in enumerate((
+        (f"ldr lr, [r12, #{plane}]", is_odd), ("ldr lr, [r12], #4", not is_odd),
+    )):  # fmt: skip
+        lines.append(load)
+        for k, x in outputs:
+            top, bottom = sums[x % 3]
+            start = top
+            if k == 0 and order == 0:
+                lines.append(f"vmov {bottom}, {_BIAS}")
+                start = bottom
+            if is_upper:
+                lines += [f"smlad {top}, lr, {_MIDDLE[k]}, {start}",
+                          f"smlatb {bottom}, lr, {_MIDDLE[k]}, {bottom}"]  # fmt: skip
+            else:
+                lines += [f"smlabt {top}, lr, {_LAST[k]}, {start}",
+                          f"smlad {bottom}, lr, {_LAST[k]}, {bottom}"]  # fmt: skip
+    if j < 2:
+        return lines
+    top, bottom = sums[(j - 2) % 3]
+    lines += [f"vmov {_P}, r12", f"vmov lr, {_MULTIPLIER}"]
+    for r in (top, bottom):
+        lines += [f"vmov r12, {_CONSTANT}", f"add r12, r12, {r}, asr #31",
+                  f"smmlar {r}, {r}, lr, r12"]  # fmt: skip
+    lines.append(f"vmov lr, {_SHIFT}")
+    for r in (top, bottom):
+        lines += [f"asr {r}, {r}, lr", f"ssat {r}, #8, {r}", *_clamp(r, clamp)]
+    # The lower row first: where it does not exist, the upper one takes its place.
+    lines += [
+        f"vmov lr, {_Y}", f"vmov r12, {_ROW}", f"strb {bottom}, [lr, r12]", f"strb {top}, [lr]",
+        f"vmov r12, {_CHANNELS}", "add lr, r12", f"vmov {_Y}, lr", f"vmov r12, {_P}",
+    ]  # fmt: skip
+    return lines
+
+
+def _wide_step(p: str, plane: int, clamp: tuple[int, int], *, is_odd: bool) -> list[str]:
+    """Stride 2: two columns, the second of which belongs to the next output as well."""
+    upper, lower = (plane, 0) if is_odd else (0, plane)
+    return [
+        f"ldr r8, [{p}, #{upper + 4}]", f"ldr r9, [{p}, #{lower + 4}]",
+        f"ldr r10, [{p}, #{upper + 8}]", f"ldr r11, [{p}, #{lower + 8}]",
+        f"smlad r6, r8, {_MIDDLE[1]}, r6", f"smlabt r6, r9, {_LAST[1]}, r6",
+        f"smlad r6, r10, {_MIDDLE[2]}, r6", f"smlabt r6, r11, {_LAST[2]}, r6",
+        f"vmov r7, {_BIAS}",
+        f"smlad r7, r10, {_MIDDLE[0]}, r7", f"smlabt r7, r11, {_LAST[0]}, r7",
+        f"vmov r8, {_MULTIPLIER}", f"vmov r9, {_CONSTANT}", "add r9, r9, r6, asr #31",
+        "smmlar r6, r6, r8, r9", f"vmov r10, {_SHIFT}", "asr r6, r6, r10", "ssat r6, #8, r6",
+        *_clamp("r6", clamp),
+        f"vmov r8, {_Y}", f"vmov r9, {_CHANNELS}", "strb r6, [r8]", "add r8, r9",
+        f"vmov {_Y}, r8", "mov r6, r7", f"adds {p}, #8",
+    ]  # fmt: skip
+
+
+def _clamp(register: str, clamp: tuple[int, int]) -> list[str]:
+    lines = []
+    if clamp[0] > -128:
+        lines += [f"cmp {register}, #{clamp[0]}", "it lt", f"movlt {register}, #{clamp[0]}"]
+    if clamp[1] < 127:
+        lines += [f"cmp {register}, #{clamp[1]}", "it gt", f"movgt {register}, #{clamp[1]}"]
+    return lines
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(
+        text, 98, initial_indent=indent, subsequent_indent=indent + "    ",
+        break_long_words=False,
+    )  # fmt: skip
