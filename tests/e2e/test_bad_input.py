@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgeshrink.cli.output import stdout_to_stderr
 from edgeshrink.errors import ConfigError, EdgeshrinkError
 from edgeshrink.staging import staging
 from tests import tiny_models
@@ -430,3 +431,14 @@ def test_traceback_option_shows_the_way_to_the_fault(tmp_path, capfd):
     assert result.code == 2
     assert "Traceback" in result.err
     assert result.err.splitlines()[-1].startswith("error: ")
+
+
+def test_with_json_stdout_is_for_the_document_alone(capfd):
+    with stdout_to_stderr():
+        print("from the task")
+        os.write(1, b"from a library in C\n")
+    print("the document")
+    captured = capfd.readouterr()
+    assert captured.out == "the document\n"
+    assert "from the task" in captured.err
+    assert "from a library in C" in captured.err
