@@ -35,7 +35,9 @@ class Tensor:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of the tensor's values."""
+        """Bytes of the tensor's values; 0 for handles of variables and other non-numbers."""
+        if self.dtype in ("resource", "variant", "string"):
+            return 0
         count = int(np.prod(self.shape, dtype=np.int64))
         if self.dtype == "int4":
             return (count + 1) // 2

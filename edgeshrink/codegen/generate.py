@@ -83,7 +83,10 @@ def generate(lowered: Lowered, name: str, *, golden: Golden | None = None) -> Ge
     """
     name = c_name(name)
     constants = _Constants(name, lowered)
-    init = [_op_function(name, step, None, lowered, constants) for step in lowered.init]
+    init = [
+        _op_function(name, s, i - len(lowered.init), lowered, constants)
+        for i, s in enumerate(lowered.init)
+    ]
     steps = [_op_function(name, s, i, lowered, constants) for i, s in enumerate(lowered.steps)]
     calls = [c for step in (*lowered.init, *lowered.steps) for c in step.variant.calls]
     kernels = {c.function: kernel_file(c.function) for c in calls if c.emitted is None}
@@ -166,7 +169,7 @@ WEIGHT_NAMES: Final = ("weights", "bias")
 
 
 def _argument(
-    arg: Arg, step: Step, position: int | None, lowered: Lowered, constants: _Constants, n: int
+    arg: Arg, step: Step, position: int, lowered: Lowered, constants: _Constants, n: int
 ) -> str:
     if isinstance(arg, IntArg):
         return literal(arg.value, np.int32)
@@ -178,8 +181,7 @@ def _argument(
     if isinstance(arg, StructArg):
         return "&" + constants.struct(arg, f"op_{step.op}_shape" + (f"_{n}" if n else ""))
     if isinstance(arg, ScratchArg):
-        assert position is not None or not arg.n_bytes
-        offset = 0 if position is None else lowered.scratch.get(position, 0)
+        offset = lowered.scratch.get(position, 0)
         return f"(void *)(arena.bytes + {offset})"
     place = lowered.places[arg.tensor]
     if place.where == "constant":
@@ -193,7 +195,7 @@ def _typed(lowered: Lowered, arg: TensorArg) -> bool:
 
 
 def _op_function(
-    name: str, step: Step, position: int | None, lowered: Lowered, constants: _Constants
+    name: str, step: Step, position: int, lowered: Lowered, constants: _Constants
 ) -> str:
     """Return the function of one operator, or "" where there is nothing to do."""
     if not step.variant.calls:
@@ -312,6 +314,7 @@ def _source(
     lines += [f"void {name}_init(void) {{"]
     if lowered.state_bytes:
         lines.append("  es_fill(state.bytes, 0, sizeof state.bytes);")
+    lines += [f"  es_fill(state.bytes + {f.offset}, {f.byte}, {f.n_bytes});" for f in lowered.fills]
     lines += [f"  {name}_op_{s.op}();" for s in lowered.init if s.variant.calls]
     lines += ["}", "", f"void {name}_invoke(void) {{"]
     lines += [f"  {name}_op_{s.op}();" for s in lowered.steps if s.variant.calls]

@@ -140,11 +140,21 @@ class Place:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fill:
+    """Bytes of the state that start with a value other than 0."""
+
+    offset: int
+    n_bytes: int
+    byte: int  # -128 to 127
+
+
+@dataclass(frozen=True, kw_only=True)
 class Lowered:
     """A graph as kernel calls over planned memory: what the code generator prints.
 
-    `init` runs once (CALL_ONCE and initial values of variables), `steps` at every inference.
-    `scratch` maps a step's position to the arena offset of its scratch.
+    At first the state is 0 but for `fills`; then `init` runs once (the subgraphs of CALL_ONCE),
+    `steps` at every inference. `scratch` maps a step's position to the arena offset of its
+    scratch; positions of `init` count down from -1, its last.
     """
 
     graph: Graph
@@ -155,3 +165,4 @@ class Lowered:
     scratch: Mapping[int, int]
     arena: ArenaPlan
     state_bytes: int
+    fills: tuple[Fill, ...] = ()

@@ -79,6 +79,42 @@ def scale_and_zero(graph: Graph, op: Op, tensor: int) -> tuple[float, int]:
     return float(q.scales[0]), int(q.zero_points[0])
 
 
+def symmetric_scale(graph: Graph, op: Op, tensor: int) -> float:
+    """Return the one scale of a tensor whose zero point must be 0 (weights, int16)."""
+    scale, zero = scale_and_zero(graph, op, tensor)
+    if zero != 0:
+        name = graph.tensors[tensor].name or f"tensor {tensor}"
+        raise refuse(graph, op, f"{name} has the zero point {zero}", "must be 0: export it again")
+    return scale
+
+
+def check_int16_zero(graph: Graph, op: Op, *zeros: int) -> None:
+    """Raise ModelError unless all zero points of an int16 operator are 0."""
+    if any(zeros):
+        raise refuse(graph, op, f"has the int16 zero points {zeros}", "quantize int16 around 0")
+
+
+def wide_multiplier(graph: Graph, op: Op, real: float) -> tuple[int, int]:
+    """Return `quantize_multiplier` for sums of 64 bits; ModelError where those can't hold it."""
+    multiplier, shift = quantize_multiplier(real)
+    if shift > 7:
+        raise refuse(
+            graph, op, f"multiplies its sums by {real:g}", "int16 allows less than 128: recalibrate"
+        )
+    return multiplier, shift
+
+
+def wide_multipliers(
+    graph: Graph, op: Op, scales: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int8]]:
+    """Return `wide_multiplier` of every element of (n,)."""
+    pairs = [wide_multiplier(graph, op, float(scale)) for scale in scales]
+    return (
+        np.array([p[0] for p in pairs], np.int32),
+        np.array([p[1] for p in pairs], np.int8),
+    )
+
+
 def activation_range(graph: Graph, op: Op, tensor: int) -> tuple[int, int]:
     """Return the lowest and highest stored value that the op's fused activation lets through.
 

@@ -20,6 +20,7 @@ from edgeshrink.lowering.variables import (
     lower_variable_op,
     variables,
 )
+from edgeshrink.passes.check import check_graph
 
 ALIGN: Final = 16  # of every buffer: what the widest load of any kernel wants
 CYCLES_PER_BYTE: Final = 10_000  # the plan `flash` takes a byte more to save this many cycles
@@ -58,6 +59,7 @@ def lower(
     """
     graph, init_ops = inline_init(graph)
     check_static(graph)
+    check_graph(graph)
     folders = kernel_folders(isa)
     main = [op for op in graph.ops if op.index not in init_ops]
     order = _order(graph, main)
@@ -108,7 +110,7 @@ def check_static(graph: Graph) -> None:
     """Raise ModelError for a type or shape that no kernel handles, naming operator and tensor."""
     for op in graph.ops:
         if op.is_custom or (op.kind not in LOWERINGS and op.kind not in VARIABLE_KINDS):
-            kinds = ", ".join(sorted(LOWERINGS))
+            kinds = ", ".join(sorted({*LOWERINGS, *VARIABLE_KINDS}))
             raise ModelError(
                 place_of(graph, op), "has no kernel", f"use one of the supported operators: {kinds}"
             )

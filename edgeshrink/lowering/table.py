@@ -11,9 +11,12 @@ from edgeshrink.lowering import (
     dense,
     elementwise,
     lookups,
+    matmul,
     normalizations,
+    recurrent,
     reductions,
     shapes,
+    transpose_conv,
 )
 from edgeshrink.lowering.calls import Variant
 
@@ -24,6 +27,10 @@ LOWERINGS: Final[dict[str, Lowering]] = {
     "CONV_2D": convolutions.conv_2d,
     "DEPTHWISE_CONV_2D": convolutions.depthwise_conv_2d,
     "FULLY_CONNECTED": dense.fully_connected,
+    "BATCH_MATMUL": matmul.batch_matmul,
+    "SVDF": recurrent.svdf,
+    "TRANSPOSE_CONV": transpose_conv.transpose_conv,
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": recurrent.lstm,
     **elementwise.TABLE,
     **lookups.TABLE,
     **normalizations.TABLE,

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
-from edgeshrink.errors import ModelError
-from edgeshrink.graph import Graph, Op
-from edgeshrink.lowering.calls import Call, IntArg, TensorArg, Variant
-from edgeshrink.lowering.fixed_point import place_of
+from edgeshrink.graph import Graph, Op, Tensor
+from edgeshrink.lowering.calls import Call, Fill, IntArg, TensorArg, Variant
+from edgeshrink.lowering.fixed_point import refuse
 
 VARIABLE_KINDS: Final = frozenset({"VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE", "CALL_ONCE"})
 ALIGN: Final = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """The memory that outlives an inference.
+
+    The resource tensor of a VAR_HANDLE stands for the variable's memory.
+    """
+
+    offsets: dict[int, int]  # tensor -> bytes from the start of the state
+    n_bytes: int
+    fills: tuple[Fill, ...]
 
 
 def inline_init(graph: Graph) -> tuple[Graph, tuple[int, ...]]:
@@ -20,18 +31,24 @@ def inline_init(graph: Graph) -> tuple[Graph, tuple[int, ...]]:
     They run once, before the first inference. Their tensors follow the graph's own.
     """
     tensors, ops, init = list(graph.tensors), list(graph.ops), []
+    touched = False
     for op in graph.ops:
+        touched |= op.kind in ("READ_VARIABLE", "ASSIGN_VARIABLE")
         if op.kind != "CALL_ONCE":
             continue
+        if touched:
+            raise refuse(graph, op, "stands behind a use of a variable", "must come first")
         number = int(op.options["init_subgraph_index"])
         if not 1 <= number <= len(graph.subgraphs):
-            raise ModelError(place_of(graph, op), f"calls subgraph {number}", "export it again")
+            raise refuse(graph, op, f"calls subgraph {number}", "export it again")
         sub = graph.subgraphs[number - 1]
+        if sub.inputs:
+            raise refuse(graph, op, f"calls subgraph {number}, which has inputs", "export it again")
         shift = len(tensors)
         tensors += [replace(t, index=t.index + shift) for t in sub.tensors]
         for inner in sub.ops:
             if inner.kind == "CALL_ONCE":
-                raise ModelError(place_of(sub, inner), "is nested", "export it again")
+                raise refuse(sub, inner, "is nested", "call it from the main graph")
             index = len(ops)
             ops.append(
                 replace(
@@ -48,61 +65,93 @@ def inline_init(graph: Graph) -> tuple[Graph, tuple[int, ...]]:
 def _handles(graph: Graph) -> dict[int, str]:
     """Return resource tensor -> name of its variable."""
     return {
-        op.outputs[0]: f"{op.options.get('container') or ''}/{op.options.get('shared_name') or ''}"
+        op.outputs[0]: f"{op.options['container'] or ''}/{op.options['shared_name'] or ''}"
         for op in graph.ops
         if op.kind == "VAR_HANDLE"
     }
 
 
-def _variable_of(graph: Graph, op: Op) -> str:
-    handles = _handles(graph)
-    if op.inputs[0] not in handles:
-        raise ModelError(place_of(graph, op), "has no VAR_HANDLE", "export the model again")
-    return handles[op.inputs[0]]
+def _value(graph: Graph, op: Op) -> Tensor:
+    """Return the tensor that an operator assigns to its variable or reads from it."""
+    return graph.tensors[op.inputs[1] if op.kind == "ASSIGN_VARIABLE" else op.outputs[0]]
 
 
-def variables(graph: Graph) -> tuple[dict[int, int], int]:
-    """Return tensor -> offset in the state, for every tensor that is state, and the state's size.
+def is_stateful(graph: Graph) -> bool:
+    """Return whether operators meet in a variable, so that their order matters."""
+    if any(op.kind in VARIABLE_KINDS for op in graph.ops):
+        return True
+    readers = [i for op in graph.ops for i in set(op.inputs) if i >= 0]
+    return any(graph.tensors[i].is_variable and readers.count(i) > 1 for i in set(readers))
 
-    The resource tensor of a VAR_HANDLE stands for the variable's memory.
+
+def variables(graph: Graph) -> State:
+    """Return where every variable lies and what is in it at first.
+
+    As TensorFlow Lite Micro has it: a variable tensor of int8 starts at its zero point, others at
+    0; a resource variable has the zero point of what the first ASSIGN_VARIABLE stores, as a byte.
     """
+    handles = _handles(graph)
     sizes: dict[str, int] = {}
-    for op in graph.ops:
-        if op.kind == "ASSIGN_VARIABLE":
-            n_bytes, name = graph.tensors[op.inputs[1]].n_bytes, _variable_of(graph, op)
-        elif op.kind == "READ_VARIABLE":
-            n_bytes, name = graph.tensors[op.outputs[0]].n_bytes, _variable_of(graph, op)
-        else:
-            continue
-        if sizes.setdefault(name, n_bytes) != n_bytes:
-            raise ModelError(
-                place_of(graph, op), "gives its variable two sizes", "export the model again"
-            )
+    initial: dict[str, int] = {}
+    for kinds in (("ASSIGN_VARIABLE",), ("READ_VARIABLE",)):
+        for op in graph.ops:
+            if op.kind not in kinds:
+                continue
+            if op.inputs[0] not in handles:
+                raise refuse(graph, op, "has no VAR_HANDLE", "export the model again")
+            name, value = handles[op.inputs[0]], _value(graph, op)
+            if op.kind == "READ_VARIABLE" and name not in sizes:
+                raise refuse(
+                    graph, op, "reads a variable that nothing assigns", "export the model again"
+                )
+            if sizes.setdefault(name, value.n_bytes) != value.n_bytes:
+                raise refuse(graph, op, "gives its variable two sizes", "export the model again")
+            q = value.quantization
+            initial.setdefault(name, 0 if q is None else int(q.zero_points[0]))
     offsets: dict[int, int] = {}
     at: dict[str, int] = {}
+    fills: list[Fill] = []
     end = 0
-    for tensor, name in _handles(graph).items():
+
+    def place(n_bytes: int, byte: int) -> int:
+        nonlocal end
+        start, end = end, end + -(-n_bytes // ALIGN) * ALIGN
+        byte = (byte + 128) % 256 - 128
+        if byte and n_bytes:
+            fills.append(Fill(offset=start, n_bytes=n_bytes, byte=byte))
+        return start
+
+    for tensor, name in handles.items():
         if name in sizes:
             if name not in at:
-                at[name] = end
-                end += -(-sizes[name] // ALIGN) * ALIGN
+                at[name] = place(sizes[name], initial[name])
             offsets[tensor] = at[name]
-    for tensor_ in graph.tensors:
-        if tensor_.is_variable and tensor_.data is None:
-            offsets[tensor_.index] = end
-            end += -(-tensor_.n_bytes // ALIGN) * ALIGN
-    return offsets, end
+    used = {i for op in graph.ops for i in op.inputs} | set(graph.outputs)
+    for variable in graph.tensors:
+        if variable.is_variable and variable.index in used:
+            q = variable.quantization
+            zero = int(q.zero_points[0]) if q is not None and variable.dtype == "int8" else 0
+            offsets[variable.index] = place(variable.n_bytes, zero)
+    return State(offsets=offsets, n_bytes=end, fills=tuple(fills))
 
 
 def lower_variable_op(graph: Graph, op: Op) -> tuple[Variant, ...]:
     """Reading and assigning copy; a handle and CALL_ONCE cost nothing at run time."""
     if op.kind == "READ_VARIABLE":
         source, to = op.inputs[0], op.outputs[0]
-        n_bytes = graph.tensors[to].n_bytes
     elif op.kind == "ASSIGN_VARIABLE":
         to, source = op.inputs[0], op.inputs[1]
-        n_bytes = graph.tensors[source].n_bytes
     else:
         return (Variant(name="none", calls=()),)
+    return (copy_variant(source, to, _value(graph, op).n_bytes),)
+
+
+def copy_variant(source: int, to: int, n_bytes: int) -> Variant:
+    """Return the variant that copies a tensor."""
     args = (TensorArg(tensor=source), TensorArg(tensor=to), IntArg(value=n_bytes))
-    return (Variant(name="copy", calls=(Call(function="es_copy_b8__ref", args=args),)),)
+    return Variant(
+        name="copy",
+        calls=(Call(function="es_copy_b8__ref", args=args),),
+        cycles=30 + 0.5 * n_bytes,
+        code_bytes=20,
+    )

@@ -1,4 +1,4 @@
-"""Refuse graphs whose operators are not as TFLite has them, before a pass relies on it."""
+"""Refuse graphs whose operators are not as TFLite has them, before anything relies on it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from edgeshrink.graph import Graph, Op, Tensor
 from edgeshrink.passes.padding import window_of
 from edgeshrink.passes.rewrite import constant_input
 
-# How many inputs and outputs the operators have that passes look at: least, most, outputs.
+MANY: Final = -1  # outputs: one or more
+
+# How many inputs and outputs the operators have that passes and kernels look at: least, most,
+# outputs.
 ARITY: Final[dict[str, tuple[int, int, int]]] = {
     **dict.fromkeys(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"), (2, 3, 1)),
     **dict.fromkeys(("ADD", "SUB", "MUL", "MAXIMUM", "MINIMUM", "PRELU"), (2, 2, 1)),
@@ -25,7 +28,21 @@ ARITY: Final[dict[str, tuple[int, int, int]]] = {
     **dict.fromkeys(("SQUEEZE", "SHAPE", "CAST"), (1, 1, 1)),
     **dict.fromkeys(("RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR", "GATHER"), (2, 2, 1)),
     **dict.fromkeys(("CONCATENATION", "PACK"), (1, 2**16, 1)),
+    **dict.fromkeys(("SOFTMAX", "LOG_SOFTMAX", "L2_NORMALIZATION", "RSQRT"), (1, 1, 1)),
+    **dict.fromkeys(("SPACE_TO_DEPTH", "DEPTH_TO_SPACE"), (1, 1, 1)),
+    **dict.fromkeys(("SPACE_TO_BATCH_ND", "BATCH_TO_SPACE_ND", "SLICE"), (3, 3, 1)),
+    **dict.fromkeys(("ARG_MAX", "BATCH_MATMUL", "BROADCAST_TO"), (2, 2, 1)),
     "PAD": (2, 2, 1), "PADV2": (3, 3, 1), "MIRROR_PAD": (2, 2, 1), "STRIDED_SLICE": (4, 4, 1),
+    "SPLIT": (2, 2, MANY), "SPLIT_V": (3, 3, MANY), "UNPACK": (1, 1, MANY),
+    "TRANSPOSE_CONV": (3, 4, 1), "SVDF": (5, 5, 1), "UNIDIRECTIONAL_SEQUENCE_LSTM": (24, 24, 1),
+    "VAR_HANDLE": (0, 0, 1), "READ_VARIABLE": (1, 1, 1), "ASSIGN_VARIABLE": (2, 2, 0),
+    "CALL_ONCE": (0, 0, 0),
+}  # fmt: skip
+# Positions of inputs that may be absent.
+OPTIONAL: Final[dict[str, range]] = {
+    **dict.fromkeys(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"), range(2, 3)),
+    "TRANSPOSE_CONV": range(3, 4), "SVDF": range(3, 4),
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": range(1, 24),
 }  # fmt: skip
 REPAIR: Final = "the file is damaged: export it again"
 
@@ -33,26 +50,33 @@ REPAIR: Final = "the file is damaged: export it again"
 def check_graph(graph: Graph) -> None:
     """Raise ModelError for an operator whose tensors do not fit together.
 
-    Only operators that passes look into are checked, and only for what passes rely on.
+    Only operators that passes or kernels look into are checked, and only for what these rely on.
     """
     for op in graph.ops:
         if op.is_custom or op.kind not in ARITY:
             continue
         fault = _fault(graph, op)
         if fault:
-            raise ModelError(f"operator {op.index} {op.kind}", fault, REPAIR)
+            names = [graph.tensors[i].name for i in op.outputs if graph.tensors[i].name]
+            layer = f" ({names[0]})" if names else ""
+            raise ModelError(f"operator {op.index} {op.kind} v{op.version}{layer}", fault, REPAIR)
 
 
 def _fault(graph: Graph, op: Op) -> str:
     least, most, n_outputs = ARITY[op.kind]
-    if not least <= len(op.inputs) <= most or len(op.outputs) != n_outputs:
+    n = len(op.outputs)
+    if not least <= len(op.inputs) <= most or (n < 1 if n_outputs == MANY else n != n_outputs):
         return f"has {len(op.inputs)} inputs and {len(op.outputs)} outputs"
-    required = op.inputs[:2] if op.kind in WEIGHTED_KINDS else op.inputs
-    if any(i < 0 for i in required):
+    optional = OPTIONAL.get(op.kind, range(0))
+    if any(i < 0 and position not in optional for position, i in enumerate(op.inputs)):
         return "lacks an input"
     for index in (*op.inputs, *op.outputs):
         if index >= 0 and any(size < 1 for size in graph.tensors[index].shape):
             return f"has a tensor of the shape {graph.tensors[index].shape}"
+    if op.kind in STATE_KINDS:
+        return _variable(graph, op)
+    if any(graph.tensors[i].dtype == "resource" for i in (*op.inputs, *op.outputs) if i >= 0):
+        return "reads or computes a resource"
     x, y = graph.tensors[op.inputs[0]], graph.tensors[op.outputs[0]]
     for kinds, check in CHECKS:
         if op.kind in kinds:
@@ -206,6 +230,57 @@ def _gather(_: Graph, op: Op, x: Tensor, __: Tensor) -> str:
     return "" if -len(x.shape) <= axis < len(x.shape) else f"has the axis {axis} for {x.shape}"
 
 
+def _variable(graph: Graph, op: Op) -> str:
+    """Check that resources are where they must be, and nowhere else."""
+    resources = {"ASSIGN_VARIABLE": op.inputs[:1], "READ_VARIABLE": op.inputs}
+    expected = resources.get(op.kind, op.outputs)
+    for index in (*op.inputs, *op.outputs):
+        dtype = graph.tensors[index].dtype
+        if (index in expected) != (dtype == "resource"):
+            return f"has a tensor of the type {dtype}"
+    return ""
+
+
+def _slice(graph: Graph, op: Op, x: Tensor, y: Tensor) -> str:
+    begin, size = (constant_input(graph, op, position) for position in (1, 2))
+    if begin is None or size is None:
+        return ""
+    rank = (len(x.shape),)
+    if begin.shape != rank or size.shape != rank:
+        return f"has bounds of the shapes {begin.shape} and {size.shape} for {x.shape}"
+    taken = np.where(size == -1, np.array(x.shape) - begin, size)
+    fits = (begin >= 0).all() and (taken > 0).all() and (begin + taken <= np.array(x.shape)).all()
+    if not fits or y.shape != tuple(taken.tolist()):
+        return f"makes {y.shape} of {x.shape} from {begin.tolist()}, {size.tolist()} values"
+    return ""
+
+
+def _split(graph: Graph, op: Op, _: Tensor, __: Tensor) -> str:
+    """Check SPLIT, SPLIT_V and UNPACK: outputs are slices of the input along an axis."""
+    x = graph.tensors[op.inputs[1 if op.kind == "SPLIT" else 0]]
+    shapes = [graph.tensors[i].shape for i in op.outputs]
+    if op.kind == "UNPACK":
+        axis = op.options.get("axis", 0)
+    else:
+        given = constant_input(graph, op, 0 if op.kind == "SPLIT" else 2)
+        if given is None:
+            return ""
+        if given.size != 1:
+            return f"has an axis of the shape {given.shape}"
+        axis = int(given.reshape(-1)[0])
+    rank = len(x.shape)
+    if not -rank <= axis < rank:
+        return f"has the axis {axis} for {x.shape}"
+    axis %= rank
+    if op.kind == "UNPACK":
+        part = (*x.shape[:axis], *x.shape[axis + 1 :])
+        fits = all(shape == part for shape in shapes) and x.shape[axis] == len(shapes)
+        return "" if fits else f"makes {shapes} of {x.shape}"
+    others = {(len(shape), shape[:axis], shape[axis + 1 :]) for shape in (*shapes, x.shape)}
+    fits = len(others) == 1 and sum(shape[axis] for shape in shapes) == x.shape[axis]
+    return "" if fits else f"makes {shapes} of {x.shape}"
+
+
 def _lookup(_: Graph, op: Op, x: Tensor, y: Tensor) -> str:
     table = np.asarray(op.options["table"])
     if table.shape != (256,) or table.dtype != np.int8:
@@ -213,7 +288,7 @@ def _lookup(_: Graph, op: Op, x: Tensor, y: Tensor) -> str:
     return _unary(_, op, x, y)
 
 
-WEIGHTED_KINDS: Final = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+STATE_KINDS: Final = ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE", "CALL_ONCE")
 CHECKS: Final[tuple[tuple[tuple[str, ...], Callable[[Graph, Op, Tensor, Tensor], str]], ...]] = (
     (("CONV_2D", "DEPTHWISE_CONV_2D"), _conv),
     (("FULLY_CONNECTED",), _dense),
@@ -226,6 +301,9 @@ CHECKS: Final[tuple[tuple[tuple[str, ...], Callable[[Graph, Op, Tensor, Tensor],
     (("TRANSPOSE",), _transpose),
     (("STRIDED_SLICE",), _strided_slice),
     (("GATHER",), _gather),
+    (("SLICE",), _slice),
+    (("SPLIT", "SPLIT_V", "UNPACK"), _split),
+    (("SOFTMAX", "LOG_SOFTMAX", "L2_NORMALIZATION", "RSQRT"), _unary),
     (("LOOKUP",), _lookup),
     (("RELU", "RELU6", "RELU_N1_TO_1", "RELU_0_TO_1", "LEAKY_RELU", "ELU", "ABS"), _unary),
     (("LOGISTIC", "TANH", "HARD_SWISH", "QUANTIZE", "DEQUANTIZE"), _unary),

@@ -103,8 +103,11 @@ class HostModel:
         self._state = (-self._state_memory.ctypes.data) % 16
         self._keep: list[Any] = []
         self._constants: dict[int, np.ndarray] = {}
-        for step in lowered.init:
-            self._step(step, None)
+        for fill in lowered.fills:
+            start = self._state + fill.offset
+            self._state_memory[start : start + fill.n_bytes] = fill.byte & 255
+        for position, step in enumerate(lowered.init):
+            self._step(step, position - len(lowered.init))
 
     def address(self, tensor: int) -> int:
         place = self.lowered.places[tensor]
@@ -137,9 +140,9 @@ class HostModel:
             )
         return outputs
 
-    def _step(self, step: Any, position: int | None) -> None:
+    def _step(self, step: Any, position: int) -> None:
         scratch = None
-        if position is not None and position in self.lowered.scratch:
+        if position in self.lowered.scratch:
             offset = self.lowered.scratch[position]
             scratch = self._arena_memory.ctypes.data + self._arena + offset
         for call in step.variant.calls:
