@@ -9,6 +9,7 @@ import numpy as np
 
 from edgeshrink.graph import Graph, Op, Tensor
 from edgeshrink.lowering.calls import Arg, Call, StructArg, TensorArg, Variant
+from edgeshrink.lowering.emit_add import add_cycles, can_emit_add, emit_add
 from edgeshrink.lowering.fixed_point import (
     LIMITS,
     activation_range,
@@ -59,7 +60,10 @@ def add(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ...]:
             "y_max": y_max,
         },
     )
-    return _variants(graph, op, f"es_add_{suffix}", shape, cycles_per_value=64)
+    found = _variants(graph, op, f"es_add_{suffix}", shape, cycles_per_value=138)
+    if "dsp" in isa and y.dtype == "int8" and a.shape == b.shape == y.shape:
+        found += _dsp_add(a, b, y, shape)
+    return found
 
 
 def mul(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ...]:
@@ -223,6 +227,35 @@ def _variants(
         code_bytes=260 if len(structs) == 1 else 420,
     )
     return (variant, *pointwise_variants(graph, op))
+
+
+def _dsp_add(a: Tensor, b: Tensor, y: Tensor, shape: StructArg) -> tuple[Variant, ...]:
+    """Return the variants with short rounding where the output's shift allows them."""
+    if not -22 <= shape.fields["y_shift"] <= -1:
+        return ()
+    halves = [shape.fields[f"{t}_multiplier"] for t in "ab" if shape.fields[f"{t}_shift"] == 0]
+    if any(m != 2**30 for m in halves):
+        return ()
+    pointers = _pointers(a, b, y)
+    overlaps = _overlaps(a, b, y)
+    variant = Variant(
+        name="dsp",
+        calls=(Call(function="es_add_s8__dsp", args=(shape, *pointers)),),
+        overlaps=overlaps,
+        cycles=56.0 * _count(y),
+        code_bytes=260,
+    )
+    if not can_emit_add(shape.fields):
+        return (variant,)
+    name, emitted = emit_add(shape.fields)
+    written = Variant(
+        name="dsp for these scales",
+        calls=(Call(function=name, args=pointers, emitted=emitted),),
+        overlaps=overlaps,
+        cycles=add_cycles(shape.fields),
+        code_bytes=290,
+    )
+    return (variant, written)
 
 
 def _overlaps(a: Tensor, b: Tensor, y: Tensor) -> Mapping[int, int]:

@@ -257,16 +257,22 @@ def requantize(
     acc: str, multiplier: str, constant: str, shift: str, t: str, y_min: int, y_max: int
 ) -> list[str]:
     """Turn twice a sum into an output value, in place: `es_requantize_block`, then the clamp."""
-    lines = [
+    return [
         f"smmlar {t}, {acc}, {multiplier}, {constant}",
         f"add {t}, {t}, {acc}, asr #31",
         f"asr {t}, {t}, {shift}",
         f"ssat {acc}, #8, {t}",
+        *clamp(acc, y_min, y_max),
     ]
+
+
+def clamp(register: str, y_min: int, y_max: int) -> list[str]:
+    """Bring an int8 value into [y_min, y_max]."""
+    lines = []
     if y_min > -128:
-        lines += [f"cmp {acc}, #{y_min}", "it lt", f"movlt {acc}, #{y_min}"]
+        lines += [f"cmp {register}, #{y_min}", "it lt", f"movlt {register}, #{y_min}"]
     if y_max < 127:
-        lines += [f"cmp {acc}, #{y_max}", "it gt", f"movgt {acc}, #{y_max}"]
+        lines += [f"cmp {register}, #{y_max}", "it gt", f"movgt {register}, #{y_max}"]
     return lines
 
 
@@ -287,7 +293,8 @@ def _is_immediate(value: int) -> bool:
     return 0 <= value <= MAX_OFFSET
 
 
-def _move(register: str, value: int) -> str:
+def move(register: str, value: int) -> str:
+    """Load a constant in [0, 2^32): MOVW, and MOVT where it is large."""
     if value < 1 << 16:
         return f"movw {register}, #{value}"
     return f"movw {register}, #{value & 0xFFFF}\nmovt {register}, #{value >> 16}"
@@ -300,7 +307,7 @@ def _add(to: str, register: str, value: int) -> str:
     if 0 > value >= -MAX_OFFSET:
         return f"subw {to}, {register}, #{-value}"
     if to != register:
-        return f"{_move(to, value)}\nadd {to}, {register}"
+        return f"{move(to, value)}\nadd {to}, {register}"
     assert value > 0, value
     parts = [value & 0xFF << bit for bit in range(0, 32, 8) if value & 0xFF << bit]
     return "\n".join(f"add {to}, {register}, #{part}" for part in parts)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeshrink.lowering.calls import Emitted
-from edgeshrink.lowering.emit_m4 import Requantization, cycles, function
+from edgeshrink.lowering.emit_m4 import Requantization, clamp, cycles, function
 
 PARAMETERS: Final = (
     "const es_conv_shape *shape, const int8_t *x, const int32_t *stream, int32_t *planes, int8_t *y"
@@ -39,8 +39,8 @@ def pairs_stream(
 def emit_pairs(y_w: int, stride: int, y_min: int, y_max: int) -> tuple[str, Emitted]:
     """Return name and C file of the kernel for output rows of `y_w` pixels; any channels."""
     columns = (y_w - 1) * stride + 3
-    clamp = "" if (y_min, y_max) == (-128, 127) else f"_{y_min + 128}to{y_max + 128}"
-    name = f"es_depthwise_s8_3x3s{stride}w{y_w}{clamp}__dsp"
+    suffix = "" if (y_min, y_max) == (-128, 127) else f"_{y_min + 128}to{y_max + 128}"
+    name = f"es_depthwise_s8_3x3s{stride}w{y_w}{suffix}__dsp"
     arguments = (
         "const int32_t *planes, const int32_t *stream, int8_t *y, int32_t channels, int32_t row"
     )
@@ -78,11 +78,11 @@ def emit_pairs(y_w: int, stride: int, y_min: int, y_max: int) -> tuple[str, Emit
     return name, Emitted(text="\n".join(lines), parameters=PARAMETERS)
 
 
-def pairs_cycles(y_w: int, stride: int, clamp: tuple[int, int]) -> float:
+def pairs_cycles(y_w: int, stride: int, limits: tuple[int, int]) -> float:
     """Return the cycles of one channel of one call of the assembly."""
     if stride == 2:
-        return 40 + y_w * (cycles(_wide_step("1", 16, clamp, is_odd=False)) + 4)
-    full = cycles(_column(2, 100, 16, clamp, is_odd=False))
+        return 40 + y_w * (cycles(_wide_step("1", 16, limits, is_odd=False)) + 4)
+    full = cycles(_column(2, 100, 16, limits, is_odd=False))
     return 50 + y_w * full + max(0, (y_w - 2) // 3) * 5
 
 
@@ -91,7 +91,7 @@ def pairs_bytes(y_w: int, stride: int) -> int:
     return 1300 + 2 * len(_assembly("f", y_w, stride, (-128, 127), is_odd=False).splitlines()) * 4
 
 
-def _assembly(name: str, y_w: int, stride: int, clamp: tuple[int, int], *, is_odd: bool) -> str:
+def _assembly(name: str, y_w: int, stride: int, limits: tuple[int, int], *, is_odd: bool) -> str:
     """Return one function: planes in r0, stream in r1, y in r2, channels in r3, row on the stack."""
     columns = (y_w - 1) * stride + 3
     plane = 4 * columns
@@ -106,13 +106,13 @@ def _assembly(name: str, y_w: int, stride: int, clamp: tuple[int, int], *, is_od
         f"vmov r12, {_PLANE}", f"addw lr, r12, #{2 * plane}", f"vmov {_PLANE}, lr",
     ]  # fmt: skip
     if stride == 1:
-        lines += _narrow_columns(y_w, plane, clamp, is_odd=is_odd)
+        lines += _narrow_columns(y_w, plane, limits, is_odd=is_odd)
     else:
         upper, lower = (plane, 0) if is_odd else (0, plane)
         lines += [
             f"ldr r8, [r12, #{upper}]", f"ldr r9, [r12, #{lower}]", f"vmov r6, {_BIAS}",
             f"smlad r6, r8, {_MIDDLE[0]}, r6", f"smlabt r6, r9, {_LAST[0]}, r6",
-            f"addw lr, r12, #{8 * y_w}", "1:", *_wide_step("r12", plane, clamp, is_odd=is_odd),
+            f"addw lr, r12, #{8 * y_w}", "1:", *_wide_step("r12", plane, limits, is_odd=is_odd),
             "cmp r12, lr", "bne 1b",
         ]  # fmt: skip
     lines += [
@@ -122,11 +122,11 @@ def _assembly(name: str, y_w: int, stride: int, clamp: tuple[int, int], *, is_od
     return function(name, lines)
 
 
-def _narrow_columns(y_w: int, plane: int, clamp: tuple[int, int], *, is_odd: bool) -> list[str]:
+def _narrow_columns(y_w: int, plane: int, limits: tuple[int, int], *, is_odd: bool) -> list[str]:
     """Stride 1: three columns of two sums each are under way, and each word is used for all."""
 
     def column(j: int) -> list[str]:
-        return _column(j, y_w, plane, clamp, is_odd=is_odd)
+        return _column(j, y_w, plane, limits, is_odd=is_odd)
 
     full = max(0, y_w - 2)  # columns 2 to y_w - 1: one output begins, one goes on, one ends
     turns = full // 3 if full >= 6 else 0
@@ -141,7 +141,7 @@ def _narrow_columns(y_w: int, plane: int, clamp: tuple[int, int], *, is_odd: boo
     return lines
 
 
-def _column(j: int, y_w: int, plane: int, clamp: tuple[int, int], *, is_odd: bool) -> list[str]:
+def _column(j: int, y_w: int, plane: int, limits: tuple[int, int], *, is_odd: bool) -> list[str]:
     """Multiply column j of the planes into up to three outputs, and store output j - 2."""
     sums = (("r6", "r7"), ("r8", "r9"), ("r10", "r11"))
     outputs = [(k, j - k) for k in range(3) if 0 <= j - k < y_w]
@@ -172,7 +172,7 @@ def _column(j: int, y_w: int, plane: int, clamp: tuple[int, int], *, is_odd: boo
                   f"smmlar {r}, {r}, lr, r12"]  # fmt: skip
     lines.append(f"vmov lr, {_SHIFT}")
     for r in (top, bottom):
-        lines += [f"asr {r}, {r}, lr", f"ssat {r}, #8, {r}", *_clamp(r, clamp)]
+        lines += [f"asr {r}, {r}, lr", f"ssat {r}, #8, {r}", *clamp(r, *limits)]
     # The lower row first: where it does not exist, the upper one takes its place.
     lines += [
         f"vmov lr, {_Y}", f"vmov r12, {_ROW}", f"strb {bottom}, [lr, r12]", f"strb {top}, [lr]",
@@ -181,7 +181,7 @@ def _column(j: int, y_w: int, plane: int, clamp: tuple[int, int], *, is_odd: boo
     return lines
 
 
-def _wide_step(p: str, plane: int, clamp: tuple[int, int], *, is_odd: bool) -> list[str]:
+def _wide_step(p: str, plane: int, limits: tuple[int, int], *, is_odd: bool) -> list[str]:
     """Stride 2: two columns, the second of which belongs to the next output as well."""
     upper, lower = (plane, 0) if is_odd else (0, plane)
     return [
@@ -193,19 +193,10 @@ def _wide_step(p: str, plane: int, clamp: tuple[int, int], *, is_odd: bool) -> l
         f"smlad r7, r10, {_MIDDLE[0]}, r7", f"smlabt r7, r11, {_LAST[0]}, r7",
         f"vmov r8, {_MULTIPLIER}", f"vmov r9, {_CONSTANT}", "add r9, r9, r6, asr #31",
         "smmlar r6, r6, r8, r9", f"vmov r10, {_SHIFT}", "asr r6, r6, r10", "ssat r6, #8, r6",
-        *_clamp("r6", clamp),
+        *clamp("r6", *limits),
         f"vmov r8, {_Y}", f"vmov r9, {_CHANNELS}", "strb r6, [r8]", "add r8, r9",
         f"vmov {_Y}, r8", "mov r6, r7", f"adds {p}, #8",
     ]  # fmt: skip
-
-
-def _clamp(register: str, clamp: tuple[int, int]) -> list[str]:
-    lines = []
-    if clamp[0] > -128:
-        lines += [f"cmp {register}, #{clamp[0]}", "it lt", f"movlt {register}, #{clamp[0]}"]
-    if clamp[1] < 127:
-        lines += [f"cmp {register}, #{clamp[1]}", "it gt", f"movgt {register}, #{clamp[1]}"]
-    return lines
 
 
 def _wrapped(text: str, indent: str) -> list[str]:

@@ -28,9 +28,7 @@ typedef void (*es_block_function)(const int16_t *x, const int32_t *stream, int8_
 /* round(sum * multiplier / 2^32), corrected by the sign, plus the constant, shifted: see
  * es_requantize_dsp. `sum` is twice the sum; the constant is 2^(n-1) + y_zero * 2^n. */
 static inline int32_t es_requantize_block(int32_t sum, const int32_t *constants) {
-  int64_t product = (int64_t)sum * constants[0] + (INT64_C(1) << 31);
-  int32_t high = (int32_t)(product >> 32) + constants[1];
-  return (high + (sum >> 31)) >> constants[2];
+  return es_high_product(sum, constants[0], constants[1] + (sum >> 31)) >> constants[2];
 }
 
 /* Multiply all channels by the pixels of one block. The last group of channels overlaps the one

@@ -60,6 +60,11 @@ static inline int32_t es_load4(const int8_t *from) {
   return word;
 }
 
+/* round(a * b / 2^32) + c, ties up: SMMLAR. Pre: the result fits int32. */
+static inline int32_t es_high_product(int32_t a, int32_t b, int32_t c) {
+  return (int32_t)(((int64_t)a * b + (INT64_C(1) << 31)) >> 32) + c;
+}
+
 /* es_requantize in fewer instructions.
  *
  * With a shift to the right by n >= 1 the two roundings become a rounded high product, a correction
@@ -70,9 +75,8 @@ static inline int32_t es_load4(const int8_t *from) {
  * Pre: |x| <= 2^30 - 1 where shift < 0: |high| < 2^30, so no addition overflows. */
 static inline int32_t es_requantize_dsp(int32_t x, int32_t multiplier, int32_t shift) {
   if (shift >= 0) return es_requantize(x, multiplier, shift);
-  int64_t product = (int64_t)(2 * x) * multiplier + (INT64_C(1) << 31);
-  int32_t high = (int32_t)(product >> 32) + (x >> 31);
-  return (high + (int32_t)(UINT32_C(1) << (-shift - 1))) >> -shift;
+  int32_t half = (int32_t)(UINT32_C(1) << (-shift - 1));
+  return es_high_product(2 * x, multiplier, half + (x >> 31)) >> -shift;
 }
 
 #endif

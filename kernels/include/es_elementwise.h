@@ -101,6 +101,7 @@ static inline int32_t es_prelu_one(const es_prelu_shape *shape, int32_t x, int32
 }
 
 void es_add_s8__ref(const es_add_shape *shape, const int8_t *a, const int8_t *b, int8_t *y);
+void es_add_s8__dsp(const es_add_shape *shape, const int8_t *a, const int8_t *b, int8_t *y);
 void es_add_s8_broadcast__ref(const es_add_shape *shape, const es_broadcast_shape *broadcast,
                               const int8_t *a, const int8_t *b, int8_t *y);
 void es_add_s16__ref(const es_add_shape *shape, const int16_t *a, const int16_t *b, int16_t *y);
