@@ -1,7 +1,7 @@
 """TensorFlow Lite Micro's integer arithmetic, on arrays: what a pass must know to be exact.
 
 Values are int64 arrays that hold int32 numbers. Products are rounded twice: first to the high
-half of the doubled 64-bit product, then by the right shift; both round halves away from zero.
+half of the doubled 64-bit product, halves up, then by the right shift, halves away from zero.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def quantize_multiplier(real: float) -> tuple[int, int]:
 
 
 def high_product(a: Ints, b: Ints | int) -> Ints:
-    """Return the high 32 bits of 2ab, rounded; the one overflow saturates."""
+    """Return the high 32 bits of 2ab, halves rounded up; the one overflow saturates."""
     product: Ints = a * np.asarray(b, np.int64)
     magnitude = (np.abs(product) + np.where(product >= 0, 2**30, 2**30 - 1)) >> 31
     rounded: Ints = np.minimum(np.where(product >= 0, magnitude, -magnitude), INT32_MAX)
@@ -63,7 +63,7 @@ def high_product(a: Ints, b: Ints | int) -> Ints:
 
 
 def shift_right(x: Ints, n_bits: int) -> Ints:
-    """Return x / 2^n_bits, rounded."""
+    """Return x / 2^n_bits, halves rounded away from zero."""
     if n_bits == 0:
         return x
     magnitude = (np.abs(x) + (1 << (n_bits - 1))) >> n_bits
