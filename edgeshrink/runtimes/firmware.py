@@ -319,9 +319,6 @@ def _program(elf: Path | Elf, core: str) -> Elf:
     if program.machine != wanted:
         what = f"is for {program.machine}, {core} runs {wanted}"
         raise ModelError(program.name, what, "choose the target it was compiled for")
-    if wanted == "EM_ARM" and not program.entry & 1:
-        what = f"starts at {program.entry:#x} in Arm state, a Cortex-M has Thumb only"
-        raise ModelError(program.name, what, "compile it with -mthumb for a Cortex-M")
     return program
 
 
@@ -336,7 +333,7 @@ def _open(
 ) -> tuple[WorkerProcess, dict[str, Any]]:
     """Start a worker with the program; return it and its answer."""
     model = CORE_MODELS[core]
-    sp = _initial_sp(elf) if model.cpu else None
+    pc, sp = _arm_start(elf) if model.cpu else (elf.entry, None)
     stack, maps = _memories(elf, sp, ram_bytes)
     op_base, op_of = _op_table(elf)
     writes, content = [], b""
@@ -347,7 +344,7 @@ def _open(
     request = {
         "core": core, "cpu": model.cpu, "cpuid": model.cpuid, "timeout_s": timeout_s,
         "maps": maps, "writes": writes, "stack": stack, "sp": sp,
-        "pc": elf.entry & ~1 if model.cpu else elf.entry, "hook": str(block_hook()),
+        "pc": pc & ~1, "hook": str(block_hook()),
         "op_base": op_base, "markers": markers, "keep_state": keep_state,
         "functions": [(s.name, s.address, s.n_bytes) for s in elf.symbols if s.is_function],
     }  # fmt: skip
@@ -359,20 +356,34 @@ def _open(
         raise
 
 
-def _initial_sp(elf: Elf) -> int:
-    """Return what a Cortex-M loads into SP: the word before the entry in the vector table."""
+def _arm_start(elf: Elf) -> tuple[int, int]:
+    """Return the entry and what a Cortex-M loads into SP: the first two words of its vectors.
+
+    The vectors are where the word behind the stack pointer is the ELF's entry; without a usable
+    entry, the first two words of the image that look the part.
+    """
     for segment in elf.segments:
         words = np.frombuffer(segment.data[: len(segment.data) // 4 * 4], "<u4")
-        found = np.flatnonzero(words[1:] == elf.entry)
-        for index in found:
+        if elf.entry & 1:
+            places = np.flatnonzero(words[1:] == elf.entry).tolist()
+        else:
+            places = [0] if len(words) > 1 and words[1] & 1 and _is_inside(elf, words[1]) else []
+        for index in places:
             sp = int(words[index])
             if sp % 4 == 0 and 0x10000000 <= sp <= 0x40000000:
-                return sp
+                return int(words[index + 1]), sp
+    if not elf.entry & 1:
+        what = f"starts at {elf.entry:#x}, in Arm state; a Cortex-M has Thumb only"
+        raise ModelError(elf.name, what, "compile it with -mthumb for a Cortex-M")
     for name in _STACK_TOPS:
         if name in elf.labels:
-            return elf.labels[name]
+            return elf.entry, elf.labels[name]
     what = "has no vector table that names its entry, so the stack is not known"
     raise ModelError(elf.name, what, f"define one of {', '.join(_STACK_TOPS)}")
+
+
+def _is_inside(elf: Elf, address: int) -> bool:
+    return any(part.address <= address < part.address + part.n_bytes for part in elf.segments)
 
 
 def _memories(

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgeshrink.cli import main
 from edgeshrink.costs import microcontroller
 from edgeshrink.costs.microcontroller import block_cycles, cycle_band, cycle_cores
 from edgeshrink.emulation import emulate_firmware
@@ -257,3 +258,36 @@ def test_limits_of_the_target_are_checked(looping: Path) -> None:
         looping, load_target("nrf5340dk"), budget=parse_budget("flash=16B,latency=1us")
     )
     assert {overrun.what for overrun in profile.overruns} == {"flash", "latency"}
+
+
+# The command
+
+
+def test_the_profile_command_takes_an_elf(
+    looping: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["profile", str(looping), "--target", "nrf5340dk", "--json"])
+    shown = json.loads(capsys.readouterr().out)
+    assert stop.value.code == 0
+    assert shown["engine"] == "c"
+    assert {op["name"]: op["instructions"] for op in shown["ops"]}["known_loop"] == 10001
+
+
+def test_the_profile_command_prints_a_row_for_every_function(
+    looping: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["profile", str(looping), "--target", "nrf5340dk"])
+    line = next(s for s in capsys.readouterr().out.splitlines() if s.endswith("known_loop"))
+    assert "10,001" in line
+    assert "20,001" in line  # cycles
+
+
+def test_an_option_that_means_nothing_for_firmware_is_refused(
+    looping: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["profile", str(looping), "--target", "nrf5340dk", "--graph"])
+    assert stop.value.code == 2
+    assert "--graph: does not go with the firmware" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import struct
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +29,7 @@ from edgeshrink.runtimes.firmware import (
     shares_by_function,
     shares_by_op,
 )
-from edgeshrink.toolchain import CORES, MemoryLayout, compile_elf
+from edgeshrink.toolchain import CORES, MemoryLayout, compile_elf, find_cross_cc
 
 Build = Callable[..., Path]
 ARM = [core for core in CORES if core.startswith("cortex")]
@@ -277,6 +278,61 @@ def test_every_byte_of_an_image_is_found_in_its_part(build: Build) -> None:
     small, large = sizes(100, 40, 60), sizes(1100, 440, 572)
     assert [b - a for a, b in zip(small, large, strict=True)] == [0, 1000, 400, 512]
     assert small[2:] == (40, 60)
+
+
+# As vendors' linker scripts have it: the stack ends where RAM does, with a heap below it.
+VENDOR_SCRIPT = """
+ENTRY(Reset_Handler)
+MEMORY { FLASH (rx) : ORIGIN = 0, LENGTH = 64K  RAM (rwx) : ORIGIN = 0x20000000, LENGTH = 32K }
+_estack = ORIGIN(RAM) + LENGTH(RAM);
+SECTIONS {
+  .text : { KEEP(*(.isr_vector)) *(.text .text.* .rodata .rodata.*) } >FLASH
+  .data : { _sdata = .; *(.data .data.*) . = ALIGN(4); _edata = .; } >RAM AT>FLASH
+  _sidata = LOADADDR(.data);
+  .bss (NOLOAD) : { *(.bss .bss.*) . = ALIGN(4); _end = .; } >RAM
+  ._user_heap_stack (NOLOAD) : { . += 4096; } >RAM
+  /DISCARD/ : { *(.ARM.exidx*) *(.comment) }
+}
+"""
+VENDOR_PROGRAM = """
+#include <stdint.h>
+extern uint32_t _estack[], _sidata[], _sdata[], _edata[], _end[];
+uint32_t set[4] = {1, 2, 3, 4}, unset[8];
+const uint32_t fixed[25] = {7};
+__attribute__((naked, noinline)) void frame(int x)
+{
+    __asm volatile(".syntax unified\\nsub sp, #200\\nmov r1, sp\\nstr r0, [r1]\\n"
+                   "add sp, #200\\nbx lr");
+}
+void Reset_Handler(void)
+{
+    for (volatile uint32_t *d = _sdata, *s = _sidata; d < _edata;) *d++ = *s++;
+    for (int i = 0; i < 100; i++) ((volatile uint32_t *)_end)[i] = 0x12345678; /* a heap */
+    unset[1] = set[2] + fixed[unset[7] & 15];
+    frame(0x5eed1234);
+    if (unset[1] == 10) __asm volatile("bkpt 0");
+    for (;;) ;
+}
+__attribute__((section(".isr_vector"), used)) const void *const table[4] =
+    {_estack, (void *)Reset_Handler};
+"""
+
+
+@pytest.mark.parametrize("entry", ["Reset_Handler", "0"])
+def test_an_elf_with_another_memory_map_is_run_and_measured(tmp_path: Path, entry: str) -> None:
+    script, source, elf = (tmp_path / name for name in ("vendor.ld", "vendor.c", "vendor.elf"))
+    script.write_text(VENDOR_SCRIPT, "utf-8")
+    source.write_text(VENDOR_PROGRAM, "utf-8")
+    command = [*find_cross_cc("cortex-m4f", "zig"), "-O2", "-g0", "-nostdlib", "-fno-builtin",
+               "-fno-unwind-tables", "-fno-asynchronous-unwind-tables", "-fomit-frame-pointer",
+               f"-Wl,-T,{script}", f"-Wl,-e,{entry}", str(source), "-o", str(elf)]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True)
+    run = run_firmware(elf, "cortex-m4f")
+    assert run.stack_bytes is not None
+    assert 200 <= run.stack_bytes <= 200 + 4 * 9  # what the handler itself may save
+    size = image_size(read_elf(elf))
+    assert (size.data, size.zeroed) == (16, 32)  # neither heap nor stack
+    assert size.constants == 100 + 16  # among the code: told by their symbols
 
 
 # Ends
