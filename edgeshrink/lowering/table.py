@@ -13,6 +13,7 @@ from edgeshrink.lowering import (
     lookups,
     matmul,
     normalizations,
+    rearrange,
     recurrent,
     reductions,
     shapes,
@@ -34,6 +35,7 @@ LOWERINGS: Final[dict[str, Lowering]] = {
     **elementwise.TABLE,
     **lookups.TABLE,
     **normalizations.TABLE,
+    **rearrange.TABLE,
     **reductions.TABLE,
     **shapes.TABLE,
 }
