@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import warnings
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -67,8 +66,7 @@ def trace(model: torch.nn.Module, example_inputs: tuple[Tensor, ...]) -> Exporte
     """Trace `model` in eval mode; ModelError if that fails."""
     name = type(model).__name__
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():  # it logs the graph of what it can't trace
             return torch.export.export(model.eval(), example_inputs)
     except TORCH_ERRORS as err:
         reason = str(err).strip().splitlines()[0][:300] if str(err).strip() else type(err).__name__
@@ -227,6 +225,7 @@ def _fold_batch_norms(graph_module: fx.GraphModule) -> None:
             _replace(result, _affine(graph_module, result, x, scale, shift))
         else:
             _replace(result, x)
+        graph_module.graph.eliminate_dead_code()  # else `x` has a reader too many for the next one
 
 
 _WEIGHTED: Final = {
@@ -236,12 +235,20 @@ _WEIGHTED: Final = {
 }  # operator -> axis of the output channels in its weight
 
 
-def _keeps_channels(node: fx.Node) -> bool:
+def _keeps_order(node: fx.Node) -> bool:
     """Say whether `node` only reshapes (conv1d leaves that behind) or crops positions."""
     if node.target == aten.slice.Tensor:
         axis = node.args[1]
         return isinstance(axis, int) and axis >= 2
     return node.target in VIEWS
+
+
+def _keeps_channels(node: fx.Node) -> bool:
+    """Say whether axis 1 of `node`'s result is axis 1 of its input."""
+    if not _keeps_order(node):
+        return False
+    before, after = operand(node, 0).meta["val"].shape, node.meta["val"].shape
+    return bool(min(len(before), len(after)) >= 2 and before[:2] == after[:2])
 
 
 def _fold_into_producer(
@@ -321,7 +328,7 @@ def _lift_elementwise_over_views(graph_module: fx.GraphModule) -> None:
         if node.target not in (aten.relu.default, aten.relu6.default):
             continue
         chain, source = [], node.args[0]
-        while _keeps_channels(source) and len(source.users) == 1:
+        while _keeps_order(source) and len(source.users) == 1:
             chain.append(source)
             source = source.args[0]
         if not chain or source.target not in _WEIGHTED:

@@ -257,10 +257,6 @@ def _split_with_sizes(x: Tensor, split_sizes: list[int], dim: int = 0) -> list[T
     return _slices(x, list(split_sizes), dim)
 
 
-def _chunk(x: Tensor, chunks: int, dim: int = 0) -> list[Tensor]:
-    return _split(x, -(-x.shape[dim] // chunks), dim)
-
-
 def _unbind(x: Tensor, dim: int = 0) -> list[Tensor]:
     shape = [size for d, size in enumerate(x.shape) if d != dim % x.dim()]
     return [part.reshape(shape) for part in _slices(x, [1] * x.shape[dim], dim)]
@@ -318,6 +314,23 @@ def _neg(x: Tensor) -> Tensor:
     return x * -1.0
 
 
+def _rsub(x: Tensor, other: float, alpha: float = 1) -> Tensor:
+    return x * float(-alpha) + other
+
+
+def _mean_of_all(x: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+    return x.mean(list(range(x.dim())), dtype=dtype)
+
+
+def _sum_of_all(x: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+    return x.sum(list(range(x.dim())), dtype=dtype)
+
+
+def _glu(x: Tensor, dim: int = -1) -> Tensor:
+    half = x.shape[dim] // 2
+    return _slice(x, dim, 0, half) * torch.sigmoid(_slice(x, dim, half, 2 * half))
+
+
 def _div(x: Tensor, divisor: Any) -> Any:
     return x * (1.0 / divisor) if isinstance(divisor, (int, float)) else NotImplemented
 
@@ -363,10 +376,6 @@ def _flip(x: Tensor, dims: list[int]) -> Tensor:
     return x
 
 
-def _narrow(x: Tensor, dim: int, start: int, length: int) -> Tensor:
-    return _slice(x, dim, start, start + length)
-
-
 def _stack(tensors: list[Tensor], dim: int = 0) -> Tensor:
     return torch.cat([t.unsqueeze(dim) for t in tensors], dim)
 
@@ -400,7 +409,6 @@ OURS: Final[dict[Any, Callable[..., Any]]] = {
     aten.channel_shuffle.default: _channel_shuffle,
     aten.split.Tensor: _split,
     aten.split_with_sizes.default: _split_with_sizes,
-    aten.chunk.default: _chunk,
     aten.unbind.int: _unbind,
     aten.select.int: _select,
     aten.conv_transpose2d.input: _conv_transpose2d,
@@ -410,14 +418,16 @@ OURS: Final[dict[Any, Callable[..., Any]]] = {
     aten.clamp_min.default: _clamp,
     aten.clamp_max.default: _clamp_max,
     aten.neg.default: _neg,
+    aten.rsub.Scalar: _rsub,
+    aten.mean.default: _mean_of_all,
+    aten.sum.default: _sum_of_all,
+    aten.glu.default: _glu,
     aten.div.Tensor: _div,
-    aten.div.Scalar: _div,
     aten.pow.Tensor_Scalar: _pow,
     aten.square.default: lambda x: x * x,
     aten.rms_norm.default: _rms_norm,
     aten.instance_norm.default: _instance_norm,
     aten.repeat.default: _repeat,
     aten.flip.default: _flip,
-    aten.narrow.default: _narrow,
     aten.stack.default: _stack,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -12,7 +13,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from edgeshrink.errors import ModelError
 from edgeshrink.quantizer.annotate import Int8Quantizer
-from edgeshrink.quantizer.canonical import constant_of, set_constant
+from edgeshrink.quantizer.canonical import constant_of, layer_of, operand, set_constant
 from edgeshrink.quantizer.operators import RULES
 from edgeshrink.quiet import quiet
 
@@ -55,14 +56,7 @@ def quantize(
     count = 0
     with torch.no_grad():
         for inputs in calibration:
-            outputs = prepared(*inputs)
-            for value in torch.utils._pytree.tree_leaves(outputs):
-                if isinstance(value, Tensor) and not torch.isfinite(value).all():
-                    raise ModelError(
-                        f"calibration sample {count}",
-                        "the model's output holds NaN or infinity",
-                        "check that sample and the weights",
-                    )
+            _Calibration(prepared, sample=count).run(*inputs)
             count += 1
             if progress is not None:
                 progress(count)
@@ -76,6 +70,33 @@ def quantize(
         for graph in (unfolded, folded):
             snap_constants(graph)
     return Quantized(quantizer=quantizer, unfolded=unfolded, folded=folded)
+
+
+class _Calibration(fx.Interpreter):
+    """Runs a prepared graph, and looks at every value before its observer does.
+
+    A sigmoid or a clamp would hide an infinity from whoever looks at the outputs alone, and the
+    observers either fail on one, ignore it, or make the scale infinite.
+    """
+
+    def __init__(self, prepared: fx.GraphModule, *, sample: int) -> None:
+        super().__init__(prepared)
+        self.extra_traceback = False
+        self.sample = sample
+
+    def run_node(self, node: fx.Node) -> Any:
+        """Run `node`; ModelError if it observes NaN or infinity."""
+        if node.op == "call_module":
+            source = operand(node, 0)
+            value = self.env[source]
+            if isinstance(value, Tensor) and not torch.isfinite(value).all():
+                maker = next(iter(node.users)) if source.op == "get_attr" else source
+                raise ModelError(
+                    f"calibration sample {self.sample}, layer {layer_of(maker)!r}",
+                    "holds NaN or infinity",
+                    "check that sample and the weights",
+                )
+        return super().run_node(node)
 
 
 def snap_constants(graph_module: fx.GraphModule) -> None:
