@@ -3,6 +3,9 @@
 The core runs in a worker process (`firmware_worker.py`) without peripherals: with the memories the
 ELF asks for, semihosting, and nothing else. Instructions are counted by the blocks that were
 entered, so instructions that an IT predicates off count as well: they take an issue cycle.
+
+What it does not show: interrupts, the MPU, TrustZone, and on Cortex-M3 and later the fault of an
+LDM, LDRD or VLDR at an address that is not a multiple of four.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ ENGINE: Final = Engine(title="the emulated core", reads="tflite", has_memory=Fal
 WORKER: Final = str(Path(__file__).with_name("firmware_worker.py"))
 SLACK_S: Final = 15.0  # beyond the program's own time: loading, translating, counting
 PAGE: Final = 4096
+SYSTEM_SPACE: Final = 0xE0000000
 DEFAULT_RAM_BYTES: Final = 256 << 10
 MARKERS: Final[tuple[str, ...]] = ("es_wait", "es_begin", "es_done")
 BAD_FIRMWARE: Final = "this is a fault of the firmware, not of the file"
@@ -416,6 +420,9 @@ def _memories(
     total = sum(end - low for low, end, _ in ranges)
     if total > 1 << 30:
         raise ModelError(elf.name, f"needs {total} bytes of memory", "this is no microcontroller's")
+    if elf.machine == "EM_ARM" and any(end > SYSTEM_SPACE for _, end, _ in ranges):
+        what = f"has a segment beyond {SYSTEM_SPACE:#x}, where a Cortex-M has its own registers"
+        raise ModelError(elf.name, what, "correct the linker script")
     for low, end, is_ram in ranges:
         for page in range(low // PAGE, -(-end // PAGE)):
             pages[page] = pages.get(page, False) or is_ram

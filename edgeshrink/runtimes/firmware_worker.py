@@ -70,6 +70,9 @@ FIX_CORE: Final = "compile it for this core"
 FIX_MEMORY: Final = "the emulator has the program's own memories only: look for a wild pointer"
 FIX_PERIPHERAL: Final = "the emulator has no peripherals: leave drivers and clock setup out"
 FIX_STACK: Final = "this is just below the stack: give the stack more room"
+FIX_SYSTEM: Final = "link the program without an operating system"
+FIXES: Final = (("jumps to", FIX_MEMORY), ("where no memory", FIX_MEMORY),
+                ("operating system", FIX_SYSTEM))  # fmt: skip
 FIX_TIME: Final = "end it by a semihosting exit or BKPT, or allow it more time"
 
 
@@ -285,7 +288,8 @@ class Machine:
             return self._semihosting()
         known = ARM_EXCEPTIONS if self.is_arm else RISCV_EXCEPTIONS
         what = known.get(self.trap or 0, f"raises exception {self.trap}")
-        raise Fault(f"{what}{self.where(pc)}", FIX_CORE)
+        fix = next((fix for word, fix in FIXES if word in what), FIX_CORE)
+        raise Fault(f"{what}{self.where(pc)}", fix)
 
     def _is_ebreak(self, err: Any) -> bool:
         """Say whether a RISC-V core stopped at EBREAK, which Unicorn reports as undefined."""

@@ -502,6 +502,14 @@ def test_a_segment_outside_any_microcontroller_is_refused(build: Build) -> None:
         run_firmware(parse_elf(bytes(data), name="huge.elf"), "cortex-m4f")
 
 
+def test_a_segment_among_the_cores_registers_is_refused(build: Build) -> None:
+    data = bytearray(build("cortex-m4f", "int main(void) { return 0; }").read_bytes())
+    offset = struct.unpack_from("<I", data, 28)[0]  # e_phoff
+    struct.pack_into("<I", data, offset + 8, 0xE0001000)  # p_vaddr of the first
+    with pytest.raises(ModelError, match=r"beyond 0xe0000000.*linker script"):
+        run_firmware(parse_elf(bytes(data), name="odd.elf"), "cortex-m4f")
+
+
 # The model's interface
 
 
