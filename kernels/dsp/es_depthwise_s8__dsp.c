@@ -8,7 +8,7 @@
  *   window      [scratch]  int8 (rows, columns, x_c): the rows that an output row needs, with
  *                          rows = (k_h - 1) * dilation_h + 1,
  *                          columns = (y_w - 1) * stride_w + (k_w - 1) * dilation_w + 1
- *   y           [out]      int8 (batches, y_h, y_w, y_c); may lie over x as far as every row of x is
+ *   y           [out]      int8 (batches, y_h, y_w, y_c); may lie over x as far as a row of x is
  *                          read before anything is written over it: an output row is written after
  *                          the last row that it needs has been copied to window
  *

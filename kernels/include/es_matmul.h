@@ -9,7 +9,7 @@ ES_BEGIN
 /* Strides are in values; 0 along a batch dimension that repeats. A transposed operand is one whose
  * two inner strides are exchanged. */
 typedef struct {
-  int32_t b0, b1, b2;                    /* batch dimensions of y, outermost first; 1 where unused */
+  int32_t b0, b1, b2;                    /* batch dimensions of y, outermost first; else 1 */
   int32_t a0, a1, a2;                    /* from one batch to the next in a */
   int32_t w0, w1, w2;                    /* and in w */
   int32_t rows, columns, depth;          /* y is rows x columns, sums have depth terms */

@@ -7,7 +7,7 @@
  *   x        [in]   bytes (batches, x_height, x_width, channels * value_bytes)
  *   y        [out]  bytes (batches, y_height, y_width, channels * value_bytes), must not alias x
  *
- * Exact: TensorFlow Lite Micro's RESIZE_NEAREST_NEIGHBOR, whose float arithmetic gives the tables. */
+ * Exact: TensorFlow Lite Micro's RESIZE_NEAREST_NEIGHBOR; its floats made the tables. */
 #include "es_move.h"
 
 void es_resize_b8_nearest__ref(const es_resize_shape *shape, const int32_t *rows,

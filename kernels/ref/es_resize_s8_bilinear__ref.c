@@ -9,7 +9,7 @@
  *   x        [in]   int8 (batches, x_height, x_width, channels)
  *   y        [out]  int8 (batches, y_height, y_width, channels), must not alias x
  *
- * Pre:   positions below 2^31; each product of weights is at most 2^20, times 128, four times: < 2^30.
+ * Pre:   positions below 2^31; a product of weights is at most 2^20, times 128, four times: < 2^30.
  * Exact: TensorFlow Lite Micro's RESIZE_BILINEAR. */
 #include "es_move.h"
 
