@@ -24,21 +24,29 @@ from edgeshrink.lowering.fixed_point import (
     refuse,
     scale_and_zero,
 )
+from edgeshrink.lowering.int16_layers import int16_layer
 from edgeshrink.lowering.padding import conv_padding
+from edgeshrink.lowering.scalar import scalar_conv
 
 
 def conv_2d(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ...]:
     """Return the variants of CONV_2D."""
+    if graph.tensors[op.inputs[0]].dtype == "int16":
+        return int16_layer(graph, op)
     conv = _conv(graph, op, depthwise=False)
     found = [_reference(conv, "es_conv_s8__ref")]
     if "dsp" in isa and folded_bias(conv) is not None:
         found.append(_dsp_conv(conv))
         found += block_variants(conv)
+    if "scalar" in isa:
+        found += scalar_conv(conv)
     return tuple(found)
 
 
 def depthwise_conv_2d(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ...]:
     """Return the variants of DEPTHWISE_CONV_2D."""
+    if graph.tensors[op.inputs[0]].dtype == "int16":
+        return int16_layer(graph, op)
     conv = _conv(graph, op, depthwise=True)
     found = [_reference(conv, "es_depthwise_s8__ref")]
     if "dsp" in isa and folded_bias(conv) is not None:

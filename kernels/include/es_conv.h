@@ -33,6 +33,9 @@ void es_depthwise_s8__dsp(const es_conv_shape *shape, const int8_t *x, const int
                           const int32_t *bias, const int32_t *multiplier, const int8_t *shift,
                           int8_t *window, int8_t *y);
 
+void es_conv_s8__scalar(const es_conv_shape *shape, const int8_t *x, const int32_t *stream,
+                        int32_t *columns, int8_t *y);
+
 ES_END
 
 #endif

@@ -1,0 +1,132 @@
+"""Convolutions and matrix products for cores without SIMD: Cortex-M0+, RV32IMC.
+
+Two products come out of one multiplication, in the halves of a word (`es_conv_s8__scalar.c`). Their
+sums must be taken out of the halves before they overflow; when, follows from the weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeshrink.lowering.calls import Call, ConstArg, ScratchArg, StructArg, TensorArg, Variant
+from edgeshrink.lowering.conv_layer import Conv, abs_sums, folded_bias, pixel_distance
+from edgeshrink.lowering.emit_m4 import requantization
+
+_MAX_SUM: Final = 2**29  # of es_requantize_scalar
+_FLAGS: Final = 31  # of a word; one more bit says where they end
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filter:
+    """A filter's flags and weights as `es_conv_s8__scalar` reads them.
+
+    Attributes:
+        words: uint32.
+        n_taken_out: How often sums are taken out of the halves of a word.
+    """
+
+    words: npt.NDArray[np.uint32]
+    n_taken_out: int
+
+
+def scalar_conv(conv: Conv) -> list[Variant]:
+    """Return the variants of a convolution; none where the layer is outside their reach."""
+    s = conv.shape
+    scales, folded = _scales(conv), folded_bias(conv)
+    if scales is None or folded is None or conv.groups > 1:
+        return []
+    k = s["k_h"] * s["k_w"] * s["x_c"]
+    padded = np.zeros((s["y_c"], -(-k // 4) * 4), np.int8)
+    padded[:, :k] = conv.weights.reshape(s["y_c"], k)
+    filters = [encode_filter(weights) for weights in padded]
+    encoded = [f for f in filters if f is not None]
+    if len(encoded) < len(filters):
+        return []
+    stream = [
+        part
+        for o, found in enumerate(encoded)
+        for part in (folded[o : o + 1], found.words.view(np.int32), scales[o])
+    ]
+    fours = s["batches"] * -(-s["y_h"] * s["y_w"] // 4)
+    taken_out = sum(found.n_taken_out for found in encoded)
+    call = Call(
+        function="es_conv_s8__scalar",
+        args=(
+            StructArg(type="es_conv_shape", fields=s),
+            TensorArg(tensor=conv.x),
+            ConstArg(name="weights", values=np.concatenate(stream)),
+            ScratchArg(n_bytes=8 * padded.shape[1]),
+            TensorArg(tensor=conv.y),
+        ),
+    )
+    return [
+        Variant(
+            name="scalar",
+            calls=(call,),
+            overlaps={conv.x: pixel_distance(conv, np.arange(0, s["y_h"] * s["y_w"], 4))},
+            cycles=fours * (9.5 * padded.size + 19.0 * taken_out + 250.0 * s["y_c"] + 22.0 * k),
+            code_bytes=1100,
+        )
+    ]
+
+
+def encode_filter(weights: npt.NDArray[np.int8]) -> Filter | None:
+    """Return a filter with its flags; None where even two products may overflow 16 bits.
+
+    Args:
+        weights: (n,), n a multiple of 4 and not 0.
+    """
+    two = weights.astype(np.int64).reshape(-1, 2)
+    # Of every two weights, how far their sum may rise and fall for values in [-128, 127].
+    rise = np.where(two > 0, 127 * two, -128 * two).sum(axis=1).tolist()
+    fall = np.where(two > 0, 128 * two, -127 * two).sum(axis=1).tolist()
+
+    def fits(first: int, end: int) -> bool:
+        return bool(sum(rise[first:end]) < 1 << 15 and sum(fall[first:end]) <= 1 << 15)
+
+    if not all(fits(i, i + 1) for i in range(len(two))):
+        return None
+    packed = weights.view("<u4")
+    words: list[int] = []
+    flags_at, n_flags, n_taken_out = -1, _FLAGS, 0
+    start = 0  # of the twos whose sums are held
+    for i, word in enumerate(packed.tolist()):
+        at = 2 * i
+        middle = not fits(start, at + 2)
+        if middle:
+            start = at + 1
+        # The next four are added to those held where they fit, or where their first two do and
+        # they must be parted anyway.
+        is_out = middle or i + 1 == len(packed) or not fits(start, at + 3)
+        is_out = is_out or (not fits(start, at + 4) and fits(at + 2, at + 4))
+        if n_flags + 1 + is_out > _FLAGS:
+            if flags_at >= 0:
+                words[flags_at] |= 1 << (31 - n_flags)
+            flags_at, n_flags = len(words), 0
+            words.append(0)
+        if is_out:
+            words[flags_at] |= (2 + middle) << (30 - n_flags)
+            start, n_taken_out = at + 2, n_taken_out + 1 + middle
+        n_flags += 1 + is_out
+        words.append(word)
+    words[flags_at] |= 1 << (31 - n_flags)
+    return Filter(words=np.array(words, np.uint32), n_taken_out=n_taken_out)
+
+
+def _scales(conv: Conv) -> npt.NDArray[np.int32] | None:
+    """Return multiplier, rounding constant and shift (y_c, 3) of `es_requantize_scalar`.
+
+    None where a channel is outside its reach.
+    """
+    folded = folded_bias(conv)
+    if folded is None:
+        return None
+    reach = np.abs(folded.astype(np.int64)) + 128 * abs_sums(conv.weights)
+    found = requantization(conv.multiplier, conv.shift, conv.shape["y_zero"], reach)
+    if found is None or reach.max() >= _MAX_SUM:
+        return None
+    return np.stack([found.multiplier, found.constant, found.shift], axis=1).astype(np.int32)
