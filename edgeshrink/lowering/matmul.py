@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import Final
 
-import numpy as np
-
 from edgeshrink.graph import Graph, Op
 from edgeshrink.lowering.calls import Call, StructArg, TensorArg, Variant
 from edgeshrink.lowering.fixed_point import (
@@ -51,7 +49,7 @@ def batch_matmul(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, .
     a_scale, a_zero = scale_and_zero(graph, op, a.index)
     w_scale, w_zero = scale_and_zero(graph, op, w.index)
     y_scale, y_zero = scale_and_zero(graph, op, y.index)
-    real = float(np.float32(a_scale) * np.float32(w_scale)) / y_scale  # as the reference rounds
+    real = a_scale * w_scale / y_scale
     if a.dtype == "int16":
         check_int16_zero(graph, op, a_zero, w_zero, y_zero)
         multiplier, shift = wide_multiplier(graph, op, real)

@@ -24,11 +24,6 @@ GATE_SCALE: Final = 2.0**-12  # of what goes into the table
 TABLE_SCALE: Final = 2.0**-15  # of what comes out of it
 
 
-def _product(a: float, b: float) -> float:
-    """Return a product of scales, rounded to float32 as the reference rounds it."""
-    return float(np.float32(a) * np.float32(b))
-
-
 def _state(graph: Graph, op: Op, position: int, n_values: int) -> Tensor:
     """Return the variable tensor at an input; ModelError if it can't be one."""
     tensor = graph.tensors[op.inputs[position]]
@@ -91,11 +86,8 @@ def svdf(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ...]:
     state_scale, state_zero = scale_and_zero(graph, op, state.index)
     feature_scale = symmetric_scale(graph, op, features.index)
     time_scale = symmetric_scale(graph, op, times.index)
-    # All of it in float32, as the reference has it.
-    first = np.float32(_product(x_scale, feature_scale)) / np.float32(state_scale)
-    second = np.float32(_product(state_scale, time_scale)) / np.float32(y_scale)
-    feature_multiplier, feature_shift = quantize_multiplier(float(first))
-    time_multiplier, time_shift = quantize_multiplier(float(second))
+    feature_multiplier, feature_shift = quantize_multiplier(x_scale * feature_scale / state_scale)
+    time_multiplier, time_shift = quantize_multiplier(state_scale * time_scale / y_scale)
     shape = StructArg(
         type="es_svdf_shape",
         fields={
@@ -186,7 +178,7 @@ def lstm(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ...]:
     for gate, (wx, wh) in enumerate(zip(_X_WEIGHTS, _H_WEIGHTS, strict=True)):
         for letter, scale, position in (("x", x_scale, wx), ("h", h_scale, wh)):
             w_scale = symmetric_scale(graph, op, op.inputs[position])
-            multiplier, shift = quantize_multiplier(_product(scale, w_scale) / GATE_SCALE)
+            multiplier, shift = quantize_multiplier(scale * w_scale / GATE_SCALE)
             fields[f"{letter}_multiplier{gate}"] = multiplier
             fields[f"{letter}_shift{gate}"] = shift
     for name, real in (

@@ -45,3 +45,22 @@ def dense_model(rows, n_in, n_out, *, seed, x_zero, y_zero, scale, per_channel, 
 def test_fully_connected_equals_tensorflow_lite_micro(**case):
     data = dense_model(**case)
     check_against_tflm(data, *random_inputs(data))
+
+
+def test_one_scale_for_all_weights_is_multiplied_in_float64_as_the_oracle_does():
+    """Sums between the two ties that a product of scales in float32 and in float64 leave."""
+    x_scale, w_scale, y_scale = np.float32(0.05), np.float32(0.0137), np.float32(3000.0)
+    in_float32 = float(x_scale * w_scale) / float(y_scale)
+    in_float64 = float(x_scale) * float(w_scale) / float(y_scale)
+    halves = np.arange(-120, 120) + 0.5
+    ties = halves / in_float32, halves / in_float64
+    assert np.abs(ties[0] - ties[1]).max() > 2
+    sums = np.round((ties[0] + ties[1]) / 2).astype(np.int32)
+    build = TfliteBuilder()
+    x = build.tensor("x", (1, 1), "INT8", scale=x_scale)
+    w = build.tensor("w", (240, 1), "INT8", data=np.zeros((240, 1), np.int8), scale=w_scale)
+    b = build.tensor("b", (240,), "INT32", data=sums, scale=x_scale * w_scale)
+    y = build.tensor("y", (1, 240), "INT8", scale=y_scale)
+    build.op("FULLY_CONNECTED", [x, w, b], [y], S.FullyConnectedOptionsT(), 4)
+    build.graph.inputs, build.graph.outputs = [x], [y]
+    check_against_tflm(build.bytes(), np.zeros((1, 1, 1), np.int8))
