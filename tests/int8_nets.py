@@ -23,6 +23,7 @@ class Int8Net:
         self.build = TfliteBuilder()
         self.quantizations: dict[int, tuple[float, int]] = {}
         self.inputs: list[int] = []
+        self.weight_scale: float | None = None  # of all weights to come, random where None
 
     def shape(self, tensor: int) -> tuple[int, ...]:
         return tuple(self.build.graph.tensors[tensor].shape)
@@ -145,7 +146,8 @@ class Int8Net:
         is_per_channel: bool, shape: Sequence[int], options: Any, y: int | None,
     ) -> int:  # fmt: skip
         n_out = weights.shape[axis]
-        scales = [self.scale(0.002, 0.02) for _ in range(n_out if is_per_channel else 1)]
+        n_scales = n_out if is_per_channel else 1
+        scales = [self.weight_scale or self.scale(0.002, 0.02) for _ in range(n_scales)]
         w = self.build.tensor(
             f"w{len(self.build.graph.tensors)}", weights.shape, "INT8", data=weights,
             scale=scales, zero_point=[0] * len(scales), axis=axis,

@@ -244,14 +244,11 @@ def windows(call: Call, x: Array, window: tuple[int, int], fill: int) -> list[Ar
     return seen
 
 
-def requantized(call: Call, sums: Array, *, is_dense: bool = False) -> Array:
+def requantized(call: Call, sums: Array) -> Array:
     """Sums (..., channels) as outputs: one multiplier a channel, or one for all."""
     weights = call.x(1).quantization
     assert weights is not None
-    if is_dense and weights.scales.size == 1:  # here, and only here, TFLM multiplies in float32
-        reals = [float(scale(call.x()) * np.float32(weights.scales[0])) / float(scale(call.y))]
-    else:
-        reals = [float(scale(call.x())) * float(s) / float(scale(call.y)) for s in weights.scales]
+    reals = [float(scale(call.x())) * float(s) / float(scale(call.y)) for s in weights.scales]
     result = np.empty_like(sums)
     for channel in range(sums.shape[-1]):
         multiplier = quantized(reals[channel if len(reals) > 1 else 0])
@@ -289,7 +286,7 @@ def fully_connected(call: Call, x: Array, w: Array, bias: Array | None = None) -
     n_out, depth = w.shape[-2:]
     rows = x.astype(np.int64).reshape(-1, depth) - zero(call.x())
     sums = products(rows, w.reshape(n_out, depth).astype(np.int64).T - zero(call.x(1)))
-    return requantized(call, wrapped(sums + (0 if bias is None else bias)), is_dense=True)
+    return requantized(call, wrapped(sums + (0 if bias is None else bias)))
 
 
 # --- Element by element ----------------------------------------------------------------------
@@ -299,14 +296,9 @@ def add_sub(call: Call, a: Array, b: Array) -> Array:
     x1, x2, y = call.x(0), call.x(1), call.y
     if y.dtype == "int32":
         return a + b if call.op.kind == "ADD" else a - b
-    if call.op.kind == "ADD":
-        twice = 2 * float(max(scale(x1), scale(x2)))
-        reals = float(scale(x1)) / twice, float(scale(x2)) / twice
-        out = twice / (2**20 * float(scale(y)))
-    else:  # in float32 up to the last step
-        narrow = np.float32(2) * max(scale(x1), scale(x2))
-        reals = float(scale(x1) / narrow), float(scale(x2) / narrow)
-        out = float(narrow / (np.float32(2**20) * scale(y)))
+    twice = 2 * float(max(scale(x1), scale(x2)))
+    reals = float(scale(x1)) / twice, float(scale(x2)) / twice
+    out = twice / (2**20 * float(scale(y)))
     terms = [
         rescaled((value.astype(np.int64) - zero(tensor)) << 20, *quantized(real))
         for value, tensor, real in zip((a, b), (x1, x2), reals, strict=True)
@@ -332,7 +324,7 @@ def relu(call: Call, x: Array) -> Array:
     low, high = LIMITS[call.y.dtype]
     limits = {"RELU": (0, None), "RELU_N1_TO_1": (-1, 1), "RELU_0_TO_1": (0, 1)}[call.op.kind]
     low, high = _bounds(low, high, *limits, call.y)
-    factor = quantized(float(scale(call.x()) / scale(call.y)))
+    factor = quantized(float(scale(call.x())) / float(scale(call.y)))
     y = rescaled(x.astype(np.int64) - zero(call.x()), *factor) + zero(call.y)
     return clamped(y, low, high)
 
@@ -344,10 +336,12 @@ def relu6(call: Call, x: Array) -> Array:
 
 
 def leaky_relu(call: Call, x: Array) -> Array:
-    real = scale(call.x()) * np.float32(call.options["alpha"]) / scale(call.y)
-    alpha, alpha_shift = quantized(float(real))
+    ratio = float(scale(call.x())) / float(scale(call.y))
+    alpha, alpha_shift = quantized(
+        float(scale(call.x())) * float(np.float32(call.options["alpha"])) / float(scale(call.y))
+    )
     shifted = x.astype(np.int64) - zero(call.x())
-    plain = rescaled(shifted, *quantized(float(scale(call.x()) / scale(call.y))))
+    plain = rescaled(shifted, *quantized(ratio))
     leaked = rescaled(shifted, abs(alpha), alpha_shift) * (-1 if alpha < 0 else 1)
     return clamped(np.where(shifted >= 0, plain, leaked) + zero(call.y), -128, 127)
 
@@ -367,7 +361,7 @@ def elu(call: Call, x: Array) -> Array:
 def absolute(call: Call, x: Array) -> Array:
     y = np.abs(x.astype(np.int64) - zero(call.x()))
     if scale(call.x()) != scale(call.y):
-        y = rescaled(y, *quantized(float(scale(call.x()) / scale(call.y))))
+        y = rescaled(y, *quantized(float(scale(call.x())) / float(scale(call.y))))
     return clamped(y + zero(call.y), -128, 127)
 
 
@@ -391,9 +385,9 @@ def sigmoid_or_tanh(call: Call, x: Array) -> Array:
 
 def hard_swish(call: Call, x: Array) -> Array:
     """On int16, value by value: what overflows there wraps."""
-    fine = np.float32(1 / 128) * scale(call.x())
-    y_factor, y_shift = quantized(float(fine / scale(call.y)))
-    relu_factor, relu_shift = quantized(float(fine / (np.float32(3) / np.float32(32768))))
+    fine = float(scale(call.x())) / 128
+    y_factor, y_shift = quantized(fine / float(scale(call.y)))
+    relu_factor, relu_shift = quantized(fine / (3 / 32768))
 
     def short(multiplier: int) -> int:
         return min(32767, (multiplier + 2**15) >> 16)

@@ -208,11 +208,8 @@ class _Analysis:
         for index in self.first:
             going = self.gone_of(gone, index)
             groups = self.groups[self.channels(index)]
-            n_least = min(len(going), self._n_least(index))
-            while len(going) and int((~going).sum()) < n_least:
-                group = int(groups[int(np.argmax(going))])
-                stay.add(group)
-                going = going & (groups != group)
+            if len(going) and going.all():
+                stay.add(int(groups[0]))
         for op in self.graph.ops:
             if op.index not in self.layers:
                 continue
@@ -223,19 +220,6 @@ class _Analysis:
                 going = self.gone_of(gone, op.inputs[0]) & (self._shares(op)[1] != 0)
                 stay |= {int(g) for g in self.groups[self.channels(op.inputs[0])][going]}
         return stay
-
-    def _n_least(self, index: int) -> int:
-        """Return how many channels a tensor must keep.
-
-        A fully connected layer with one scale a channel keeps two: with one scale in all, its
-        kernel multiplies scales in another precision.
-        """
-        for op in self.graph.ops:
-            if op.kind == "FULLY_CONNECTED" and op.index in self.layers and index in op.outputs:
-                quantization = self.graph.tensors[op.inputs[1]].quantization
-                if quantization is not None and quantization.scales.size > 1:
-                    return 2
-        return 1
 
 
 def _layer_of(graph: Graph, op: Op) -> _Layer | None:
@@ -285,7 +269,7 @@ def _is_int8_layer(graph: Graph, op: Op) -> bool:
         bias = graph.tensors[op.inputs[2]]
         if constant_of(bias) is None or bias.dtype != "int32" or bias.shape != (y.shape[-1],):
             return False
-    return output_multipliers(op, x, w, y) is not None and _limits(op, y) is not None
+    return output_multipliers(x, w, y) is not None and _limits(op, y) is not None
 
 
 def _limits(op: Op, y: Tensor) -> tuple[int, int] | None:
@@ -448,7 +432,7 @@ def _constants_of_depthwise(graph: Graph, op: Op, x: _Constants) -> _Constants:
 def _requantized(graph: Graph, op: Op, sums: Ints) -> Ints:
     """Return the outputs for sums (channels,)."""
     x, w, y = (graph.tensors[i] for i in (op.inputs[0], op.inputs[1], op.outputs[0]))
-    factors, limits = output_multipliers(op, x, w, y), _limits(op, y)
+    factors, limits = output_multipliers(x, w, y), _limits(op, y)
     assert factors is not None
     assert limits is not None
     factors = factors * (len(sums) if len(factors) == 1 else 1)

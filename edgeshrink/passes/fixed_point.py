@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from edgeshrink.graph import Op, Tensor
+from edgeshrink.graph import Tensor
 
 Ints = npt.NDArray[np.int64]
 
@@ -129,19 +129,16 @@ def activation_range(activation: str, y: Tensor) -> tuple[int, int] | None:
     return low, high
 
 
-def output_multipliers(
-    op: Op, x: Tensor, w: Tensor, y: Tensor
-) -> tuple[tuple[int, int], ...] | None:
+def output_multipliers(x: Tensor, w: Tensor, y: Tensor) -> tuple[tuple[int, int], ...] | None:
     """Return the multiplier of every output channel of a layer with weights, or one for all.
 
-    FULLY_CONNECTED with one scale multiplies the two scales in float32; all else is in double.
+    All arithmetic on scales is in double, though TFLite's sources say float32 in places: so it is
+    in the pinned version of TFLM (tests find scales where the two differ).
     """
     x_scale, y_scale = scale_of(x), scale_of(y)
     if x_scale is None or y_scale is None or w.quantization is None:
         return None
     scales = w.quantization.scales
-    if op.kind == "FULLY_CONNECTED" and scales.size == 1:
-        return (quantize_multiplier(float(x_scale * np.float32(scales[0])) / float(y_scale)),)
     return tuple(
         quantize_multiplier(float(x_scale) * float(scale) / float(y_scale)) for scale in scales
     )

@@ -154,7 +154,7 @@ def _fault(graph: Graph, op: Op) -> str:
         return f"has the output zero point {zero_of(y)}, must be -128"
     if op.kind in ("LOGISTIC", "TANH") and not 2**-27 <= float(x_scale) < 2**4:
         return f"has an input scale of {float(x_scale):g}, must be at least 2^-27 and below 16"
-    if op.kind == "HARD_SWISH" and not 2**-15 < float(x_scale / np.float32(128) / y_scale) < 1:
+    if op.kind == "HARD_SWISH" and not 2**-15 < float(x_scale) / 128 / float(y_scale) < 1:
         return "has scales too far apart"
     if op.kind == "LEAKY_RELU" and not abs(float(op.options["alpha"])) < 2**10:
         return f"has the slope {op.options['alpha']}"
@@ -244,9 +244,9 @@ def _sigmoid(op: Op, x: Tensor, _: Tensor) -> Ints:
 def _hard_swish(_: Op, x: Tensor, y: Tensor) -> Ints:
     """x min(6, max(0, x + 3)) / 6 in 16-bit fixed-point numbers."""
     x_scale, y_scale = _scale(x), _scale(y)
-    fine = np.float32(1 / 128) * x_scale
-    out, out_shift = quantize_multiplier(float(fine / y_scale))
-    gate_factor, gate_shift = quantize_multiplier(float(fine / (np.float32(3) / np.float32(32768))))
+    fine = float(x_scale) / 128
+    out, out_shift = quantize_multiplier(fine / float(y_scale))
+    gate_factor, gate_shift = quantize_multiplier(fine / (3 / 32768))
     widened = (STORED - zero_of(x)) * 128
     before_shift = _short_product(widened, _short(out))
     gate = widened

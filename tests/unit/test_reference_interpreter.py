@@ -143,6 +143,53 @@ def test_interpreter_equals_tflm_on_many_scales(kind: str) -> None:
     assert_equals_tflm(net.finish(*outputs), *[ALL_STORED.reshape(1, 16, 16)] * 40)
 
 
+@pytest.mark.parametrize("layer", ["dense", "conv"])
+def test_interpreter_equals_tflm_where_a_sum_lies_at_a_half(layer: str) -> None:
+    """Sums are the bias alone; times the ratio of scales they are halves, but for its rounding."""
+    net = Int8Net(4)
+    outputs = []
+    for _ in range(150):
+        x_scale, w_scale = net.scale(), net.scale(0.001, 0.1)
+        total, halves = net.random.integers(3, 120), net.random.integers(30, 120) + 0.5
+        y_scale = float(np.float32(x_scale * w_scale * total / halves))
+        bias = np.array([total], np.int32)
+        x = net.input((1, 1, 1, 1), x_scale, 0)
+        y = net.activation((1, 1) if layer == "dense" else (1, 1, 1, 1), y_scale, 0)
+        net.weight_scale = w_scale
+        if layer == "dense":
+            outputs.append(net.dense(x, 1, bias=bias, y=y))
+        else:
+            outputs.append(net.conv(x, 1, (1, 1), bias=bias, y=y))
+    zeros = np.zeros((1, 1, 1, 1), np.int8)
+    assert_equals_tflm(net.finish(*outputs), *[zeros] * 150)
+
+
+@pytest.mark.parametrize("kind", ["ADD", "SUB", "MUL"])
+def test_interpreter_equals_tflm_on_all_pairs_of_values(kind: str) -> None:
+    """With 65,536 pairs for each scale, some results lie at halves but for rounding."""
+    net = Int8Net(6)
+    outputs = []
+    for _ in range(6):
+        a, b = net.input((1, 256, 256)), net.input((1, 256, 256))
+        outputs.append(net.binary(kind, a, b))
+    stored = ALL_STORED.reshape(1, 256, 1)
+    rows = np.broadcast_to(stored, (1, 256, 256))
+    columns = np.broadcast_to(stored.reshape(1, 1, 256), (1, 256, 256))
+    pairs = [np.ascontiguousarray(rows), np.ascontiguousarray(columns)] * 6
+    assert_equals_tflm(net.finish(*outputs), *pairs)
+
+
+def test_interpreter_equals_tflm_where_the_gate_of_hard_swish_rounds_at_a_half() -> None:
+    net = Int8Net(7)
+    outputs = []
+    for _ in range(60):
+        mantissa = (2 * int(net.random.integers(2**14, 2**15)) + 1) / 2**16
+        x_scale = float(np.float32(128 * 3 / 32768 * mantissa * 2.0 ** int(net.random.integers(4))))
+        x = net.input((1, 256), x_scale)
+        outputs.append(net.unary("HARD_SWISH", x, net.activation((1, 256), x_scale * 0.7)))
+    assert_equals_tflm(net.finish(*outputs), *[ALL_STORED] * 60)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["mlperf_ad01", "mlperf_ic_resnet8", "mlperf_kws_dscnn", "mlperf_vww_mbv1_96"]
