@@ -32,6 +32,10 @@ typedef struct {
 
 void es_softmax_s8__ref(const es_softmax_shape *shape, const int8_t *x, int8_t *y);
 void es_softmax_s8s16__ref(const es_softmax_shape *shape, const int8_t *x, int16_t *y);
+void es_softmax_s8_table__ref(const es_softmax_shape *shape, const int8_t *x, const int32_t *table,
+                              int8_t *y);
+void es_softmax_s8s16_table__ref(const es_softmax_shape *shape, const int8_t *x,
+                                 const int32_t *table, int16_t *y);
 void es_softmax_s16__ref(const es_softmax_shape *shape, const int16_t *x, const int16_t *exp_table,
                          const int16_t *reciprocal_table, int16_t *y);
 void es_log_softmax_s8__ref(const es_log_softmax_shape *shape, const int8_t *x, int8_t *y);

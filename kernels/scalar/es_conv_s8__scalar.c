@@ -13,14 +13,14 @@
  *   (x0 + x1 * 2^16) * w = x0 * w + x1 * w * 2^16   (mod 2^32),
  * and a sum S of such products still holds both sums as long as the lower, L, fits 16 bits and the
  * upper, H, too: H = (S >> 16) + bit 15 of S. So only H must be taken out before it overflows, and
- * the sum of all S, mod 2^32, gives the sum of L at the end. The lowering knows the weights and says
- * when: for every filter the stream has
+ * the sum of all S, mod 2^32, gives the sum of L at the end. The lowering knows the weights and
+ * says when: for every filter the stream has
  *   bias; for every 4 values a word of 4 weights; multiplier, rounding constant and shift of
  *   es_requantize_scalar.
  * Flags, from the highest bit of a word down, stand before the weights they are for: 0 adds 4
  * products; 1 adds 4 and takes the sums out after them, and a second bit says whether after the
- * first 2 as well. The last bit of a flag word is a 1 with only zeros below it; another word of flags
- * follows unless the filter is at its end.
+ * first 2 as well. The last bit of a flag word is a 1 with only zeros below it; another word of
+ * flags follows unless the filter is at its end.
  *
  * Pre:   every filter's |bias| + 128 * sum |w| < 2^29; all shifts right by 1 to 22; the 4 values
  *        before a flag fit 16 bits (the lowering sets it so).
