@@ -71,7 +71,9 @@ def _fault(graph: Graph, op: Op) -> str:
     if any(i < 0 and position not in optional for position, i in enumerate(op.inputs)):
         return "lacks an input"
     for index in (*op.inputs, *op.outputs):
-        if index >= 0 and any(size < 1 for size in graph.tensors[index].shape):
+        if index < 0 or graph.tensors[index].dtype in ("int32", "int64"):
+            continue  # a list of sizes or axes may be empty: that of a scalar's shape is
+        if any(size < 1 for size in graph.tensors[index].shape):
             return f"has a tensor of the shape {graph.tensors[index].shape}"
     if op.kind in STATE_KINDS:
         return _variable(graph, op)

@@ -141,6 +141,57 @@ def test_operator_that_does_not_fit_is_refused_by_index_and_kind(change, fault):
         run_passes(broken)
 
 
+def damaged(graph: Graph, random: np.random.Generator) -> Graph:
+    """The graph with one thing wrong: a shape, a type, a scale, an input or an option."""
+    tensors, ops = list(graph.tensors), list(graph.ops)
+    place, tensor = int(random.integers(len(ops))), int(random.integers(len(tensors)))
+    op, what = ops[place], int(random.integers(5))
+    if what == 0 and tensors[tensor].data is None:
+        shape = [*tensors[tensor].shape, 1][: int(random.integers(1, 6))]
+        shape[-1] = int(random.integers(0, 5))
+        tensors[tensor] = replace(tensors[tensor], shape=tuple(shape))
+    elif what == 1 and tensors[tensor].data is None:
+        dtype = str(random.choice(["int16", "float32", "int32", "uint8"]))
+        tensors[tensor] = replace(tensors[tensor], dtype=dtype)
+    elif what == 2:
+        tensors[tensor] = replace(tensors[tensor], quantization=None)
+    elif what == 3:
+        known = [-1, *graph.inputs, *(t.index for t in graph.tensors if t.data is not None)]
+        known += [i for earlier in ops[:place] for i in earlier.outputs]
+        inputs = list(op.inputs)
+        inputs[int(random.integers(len(inputs)))] = int(random.choice(known))
+        ops[place] = replace(op, inputs=tuple(inputs[: int(random.integers(1, 5))]))
+    else:
+        numbers = [key for key, value in op.options.items() if isinstance(value, int)]
+        if numbers:
+            wrong = {str(random.choice(numbers)): int(random.integers(-2, 9))}
+            ops[place] = replace(op, options={**op.options, **wrong})
+    return replace(graph, tensors=tuple(tensors), ops=tuple(ops))
+
+
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=150, deadline=None)
+def test_damaged_graph_ends_in_an_error_of_ours_or_in_none(seed):
+    random = np.random.default_rng(seed)
+    graph = damaged(read_graph(random_net(seed % 100)), random)
+    try:
+        after, _ = run_passes(graph)
+    except ModelError as error:
+        where = error.where
+    else:
+        where = "operator 0"
+        assert len(after.outputs) == len(graph.outputs)
+    assert where.startswith("operator ")
+
+
+def test_reshape_to_a_scalar_is_no_damage():
+    net = Int8Net()
+    x = net.unary("TANH", net.input((1, 1)))
+    scalar = net.like(x, ())
+    net.build.op("RESHAPE", [x, net.constant(np.zeros(0, np.int32))], [scalar])
+    assert kinds(passed(net.finish(scalar))) == ["TANH", "RESHAPE"]
+
+
 # --- Tables of pointwise operators ------------------------------------------------------------
 
 POINTWISE = [
