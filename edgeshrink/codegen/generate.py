@@ -125,7 +125,7 @@ class _Constants:
         key = (values.tobytes(), values.dtype.name, align)
         if key in self._symbols:
             return self._symbols[key]
-        symbol = f"{self.name}_{label}"
+        symbol = self._new(label)
         self._symbols[key] = symbol
         if is_weight:
             self.weight_bytes += values.nbytes
@@ -140,12 +140,20 @@ class _Constants:
         key = (arg.type, tuple(arg.fields.items()))
         if key in self._symbols:
             return self._symbols[key]
-        symbol = f"{self.name}_{label}"
+        symbol = self._new(label)
         self._symbols[key] = symbol
         self.table_bytes += 4 * len(arg.fields)
         values = wrapped(f"{literal(v, np.int32)} /* {k} */" for k, v in arg.fields.items())
         self._definitions.append(f"const {arg.type} {symbol} = {{\n{values}}};\n")
         self._declarations.append(f"extern const {arg.type} {symbol};")
+        return symbol
+
+    def _new(self, label: str) -> str:
+        """Return a symbol that is not taken: a call may have two shapes."""
+        symbols, symbol, n = set(self._symbols.values()), f"{self.name}_{label}", 1
+        while symbol in symbols:
+            n += 1
+            symbol = f"{self.name}_{label}_{n}"
         return symbol
 
     def tensor(self, index: int) -> str:
@@ -362,6 +370,14 @@ def _golden_test(name: str, graph: Graph, golden: Golden) -> str:
             raw = flat.view(np.uint8) if flat.dtype == np.bool_ else flat
             lines.append(array(f"{side}_{i}", raw, align=8, storage="static "))
     lines += [
+        "static int differ(const void *got, const void *expected, int n_bytes) {",
+        "  const uint8_t *a = (const uint8_t *)got, *b = (const uint8_t *)expected;",
+        "  for (int i = 0; i < n_bytes; i++) {",
+        "    if (a[i] != b[i]) return 1;",
+        "  }",
+        "  return 0;",
+        "}",
+        "",
         "int main(void) {",
         "  int failures = 0;",
         f"  for (int sample = 0; sample < {n_samples}; sample++) {{",
@@ -375,8 +391,8 @@ def _golden_test(name: str, graph: Graph, golden: Golden) -> str:
     for i in range(len(golden.outputs)):
         size = f"{upper}_OUTPUT_{i}_ELEMENTS"
         lines += [
-            f"    if (memcmp({name}_output({i}), output_{i} + sample * {size}, "
-            f"{upper}_OUTPUT_{i}_BYTES) != 0) {{",
+            f"    if (differ({name}_output({i}), output_{i} + sample * {size}, "
+            f"{upper}_OUTPUT_{i}_BYTES)) {{",
             f'      printf("sample %d: output {i} differs\\n", sample);',
             "      failures++;",
             "    }",

@@ -54,5 +54,8 @@ def array(name: str, values: npt.NDArray[Any], *, align: int, storage: str = "")
 
 
 def comment(text: str) -> str:
-    """Return text that can't end a C comment."""
-    return text.replace("*/", "* /").replace("\n", " ")
+    """Return text that can neither end a C comment nor seem to start one, in one line."""
+    spaced = "".join(c if c.isprintable() else " " for c in text)
+    while "*/" in spaced or "/*" in spaced:
+        spaced = spaced.replace("*/", "* /").replace("/*", "/ *")
+    return spaced

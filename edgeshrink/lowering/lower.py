@@ -300,7 +300,7 @@ def _blocks(
             if tensor >= 0 and graph.tensors[tensor].dtype != "resource":
                 touch(tensor, position)
     for tensor in graph.outputs:
-        touch(tensor, max(n_init, len(steps) - 1))
+        touch(tensor, max(n_init, len(steps)))  # still there when all steps are done
     sizes = {root: graph.tensors[root].n_bytes for root in lives}
     blocks = [
         Block(name=str(root), n_bytes=sizes[root], first=first, last=last, align=ALIGN)
