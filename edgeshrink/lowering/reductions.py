@@ -16,6 +16,7 @@ from edgeshrink.lowering.fixed_point import (
     scale_and_zero,
 )
 from edgeshrink.lowering.overlap import grid, in_order_distance
+from edgeshrink.passes.padding import conv_padding
 
 _SUFFIX: Final = {"int8": "s8", "int16": "s16"}
 _MAX_LOOPS: Final = 3  # of es_sum_shape: kept, and summed over
@@ -37,12 +38,14 @@ def pool(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ...]:
             graph, op, f"has a window of {window} and a stride of {stride} on {x.shape}",
             "export the model again",
         )  # fmt: skip
-    same = str(op.options["padding"]) == "SAME"
-    size, pad = [], []
-    for n, k, s in zip(x.shape[1:3], window, stride, strict=True):
-        out = -(-n // s) if same else -(-(n - k + 1) // s)
-        size.append(out)
-        pad.append(max(0, (out - 1) * s + k - n) // 2)
+    top, bottom, left, right = conv_padding(graph, op)
+    pad = top, left
+    size = [
+        (n + added - k) // s + 1
+        for n, added, k, s in zip(
+            x.shape[1:3], (top + bottom, left + right), window, stride, strict=True
+        )
+    ]
     if y.shape != (x.shape[0], *size, x.shape[3]):
         raise refuse(
             graph, op, f"gives {y.shape} for {x.shape}, must be "
