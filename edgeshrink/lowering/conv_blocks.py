@@ -61,7 +61,8 @@ def _by_columns(conv: Conv, scales: Requantization, stem: str) -> Variant | None
     k, pixels = s["k_h"] * s["k_w"] * s["x_c"], s["y_h"] * s["y_w"]
     pairs = padded_pairs(-(-k // 2))
     block = Block(
-        channels=4 if pixels == 1 and s["y_c"] >= 4 else 2, pixels=min(4, pixels), runs=1, pairs=pairs, run_pitch=0,
+        channels=4 if pixels == 1 and s["y_c"] >= 4 else 2, pixels=min(4, pixels),
+        runs=1, pairs=pairs, run_pitch=0,
         pixel_pitch=2 * pairs, n_out=s["y_c"], y_min=s["y_min"], y_max=s["y_max"],
     )  # fmt: skip
     if not block.fits:

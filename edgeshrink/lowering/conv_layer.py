@@ -52,15 +52,17 @@ def pixel_distance(conv: Conv, firsts: npt.NDArray[np.int64]) -> int:
     return _distance(conv, lasts * s["y_c"], np.minimum.reduceat(lowest, firsts))
 
 
-def row_distance(conv: Conv) -> int:
+def row_distance(conv: Conv, at_once: int = 1) -> int:
     """Return the same for a kernel that copies rows of its input, each once.
 
-    Before it writes an output row it has copied all rows up to the last that this one needs.
+    Before it writes output rows, `at_once` of them, it has copied all rows up to the last that
+    these need.
     """
     s = conv.shape
-    rows = np.arange(s["y_h"])
+    written = np.minimum(np.arange(0, s["y_h"], at_once) + at_once, s["y_h"])
     reach = (s["k_h"] - 1) * s["dilation_h"] + 1
-    return _copied_distance(conv, rows + 1, rows * s["stride_h"] - s["pad_top"] + reach)
+    copied = (written - 1) * s["stride_h"] - s["pad_top"] + reach
+    return _copied_distance(conv, written, copied)
 
 
 def pair_distance(conv: Conv) -> int:
@@ -133,3 +135,12 @@ def abs_sums(weights: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     """Return, for every filter, the sum of its weights' magnitudes."""
     sums: npt.NDArray[np.int64] = np.abs(weights.astype(np.int64)).sum(axis=(1, 2, 3))
     return sums
+
+
+def right_shifts(conv: Conv) -> npt.NDArray[np.int8] | None:
+    """Return the shifts where all go to the right by 1 or more; None where one does not.
+
+    A multiplier of 0 gives 0 with any shift.
+    """
+    shift = np.where(conv.multiplier == 0, -1, conv.shift).astype(np.int8)
+    return shift if shift.max() < 0 else None

@@ -9,7 +9,7 @@ import numpy as np
 from edgeshrink.graph import Graph, Op
 from edgeshrink.lowering.calls import Call, ConstArg, StructArg, TensorArg, Variant
 from edgeshrink.lowering.conv_blocks import block_variants
-from edgeshrink.lowering.conv_layer import Conv, folded_bias
+from edgeshrink.lowering.conv_layer import Conv, folded_bias, right_shifts
 from edgeshrink.lowering.fixed_point import (
     activation_range,
     constant,
@@ -18,10 +18,13 @@ from edgeshrink.lowering.fixed_point import (
     refuse,
     scale_and_zero,
 )
+from edgeshrink.lowering.int16_layers import int16_layer
 
 
 def fully_connected(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ...]:
     """Return the variants of FULLY_CONNECTED."""
+    if graph.tensors[op.inputs[0]].dtype == "int16":
+        return int16_layer(graph, op)
     x, y = graph.tensors[op.inputs[0]], graph.tensors[op.outputs[0]]
     w = graph.tensors[op.inputs[1]]
     types = (x.dtype, w.dtype, y.dtype)
@@ -65,8 +68,8 @@ def fully_connected(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant
         Variant(
             name="ref",
             calls=(Call(function="es_dense_s8__ref", args=args),),
-            cycles=7.0 * rows * w.data.size,
-            code_bytes=220,
+            cycles=8.5 * rows * w.data.size,
+            code_bytes=270,
         )
     ]
     if "dsp" not in isa or wq.zero_points.any():
@@ -82,18 +85,26 @@ def fully_connected(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant
         multiplier=multiplier,
         shift=shift,
     )
-    folded = folded_bias(conv)
-    if folded is not None:
-        dsp_args = (*args[:3], ConstArg(name="bias", values=folded), *args[4:])
+    folded, shifts = folded_bias(conv), right_shifts(conv)
+    if folded is None:
+        return tuple(found)
+    if shifts is not None:
+        dsp_args = (
+            *args[:3],
+            ConstArg(name="bias", values=folded),
+            args[4],
+            ConstArg(name="shift", values=shifts),
+            args[6],
+        )
         found.append(
             Variant(
                 name="dsp",
                 calls=(Call(function="es_dense_s8__dsp", args=dsp_args),),
-                cycles=1.9 * rows * w.data.size + 40.0 * rows * n_out,
-                code_bytes=500,
+                cycles=rows * n_out * (2.3 * n_in + 125.0),
+                code_bytes=650,
             )
         )
-        found += block_variants(conv, "es_dense_s8")
+    found += block_variants(conv, "es_dense_s8")
     return tuple(found)
 
 

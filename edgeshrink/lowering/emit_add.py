@@ -29,7 +29,6 @@ def emit_add(f: Mapping[str, int]) -> tuple[str, Emitted]:
     """Return name and C file of `name(a, b, y)` for an es_add_shape that `can_emit_add`."""
     fields = ", ".join(str(value) for value in f.values())
     name = f"es_add_s8_{hashlib.sha256(fields.encode()).hexdigest()[:8]}__dsp"
-    wrap = {"width": 98, "subsequent_indent": "      "}
     lines = [
         f"/* Sum of two tensors of {f['n']} values, for the scales of one layer: see",
         " * es_add_s8__ref, which it equals bit for bit. One input lies exactly on the common",
@@ -44,14 +43,17 @@ def emit_add(f: Mapping[str, int]) -> tuple[str, Emitted]:
         _assembly(name, f).rstrip(),
         "#else",
         f"void {name}({PARAMETERS}) {{",
-        *textwrap.wrap(f"static const es_add_shape s = {{{fields}}};", initial_indent="  ", **wrap),
+        *textwrap.wrap(
+            f"static const es_add_shape s = {{{fields}}};", 98,
+            initial_indent="  ", subsequent_indent="      ",
+        ),
         "  for (int32_t i = 0; i < s.n; i++) y[i] = (int8_t)es_add_one(&s, 20, a[i], b[i]);",
         "}",
         "#endif",
         "",
         "ES_END",
         "",
-    ]
+    ]  # fmt: skip
     return name, Emitted(text="\n".join(lines), parameters=PARAMETERS)
 
 

@@ -92,7 +92,7 @@ def pairs_bytes(y_w: int, stride: int) -> int:
 
 
 def _assembly(name: str, y_w: int, stride: int, limits: tuple[int, int], *, is_odd: bool) -> str:
-    """Return one function: planes in r0, stream in r1, y in r2, channels in r3, row on the stack."""
+    """Return one `es_pairs_function`."""
     columns = (y_w - 1) * stride + 3
     plane = 4 * columns
     lines = [

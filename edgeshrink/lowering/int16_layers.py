@@ -18,7 +18,7 @@ from edgeshrink.lowering.fixed_point import (
     scale_and_zero,
     wide_multipliers,
 )
-from edgeshrink.lowering.padding import conv_padding
+from edgeshrink.passes.padding import conv_padding
 
 
 def int16_layer(graph: Graph, op: Op) -> tuple[Variant, ...]:

@@ -4,7 +4,7 @@
  *   w           [in]       int8 (y_c, k_h, k_w, k_c), symmetric
  *   bias        [in]       int32 (y_c), of the layer minus x_zero * sum of the filter's weights
  *   multiplier  [in]       int32 (y_c), of es_requantize
- *   shift       [in]       int8 (y_c), of es_requantize
+ *   shift       [in]       int8 (y_c), of es_requantize, all -1 or less
  *   columns     [scratch]  int8 (2, groups, k_h, k_w, k_c): the windows of two output pixels
  *   y           [out]      int8 (batches, y_h, y_w, y_c); may lie over x as far as every window is
  *                          read before anything is written over it: two pixels of y are written
@@ -42,7 +42,7 @@ void es_conv_s8__dsp(const es_conv_shape *shape, const int8_t *x, const int8_t *
   const es_conv_shape *s = shape;
   int32_t k = s->k_h * s->k_w * s->k_c, groups = s->x_c / s->k_c;
   int32_t per_group = s->y_c / groups, pixels = s->y_h * s->y_w;
-  int32_t y_zero = s->y_zero, y_min = s->y_min, y_max = s->y_max, y_c = s->y_c;
+  int32_t levels[3] = {s->y_zero, s->y_min, s->y_max}, y_c = s->y_c;
   for (int32_t b = 0; b < s->batches; b++, x += s->x_h * s->x_w * s->x_c) {
     for (int32_t at = 0; at < pixels; at += 2) {
       int32_t next = at + 1 < pixels ? k * groups : 0; /* the last one alone is computed twice */
@@ -53,39 +53,16 @@ void es_conv_s8__dsp(const es_conv_shape *shape, const int8_t *x, const int8_t *
       for (int32_t o = 0, left = per_group; o < y_c;) {
         int32_t pair = left > 1 ? 1 : 0; /* the last channel of a group alone, too */
         int32_t step = pair * k;
-        const int8_t *w0 = weights, *x0 = column;
-        int32_t a00 = bias[o], a01 = a00, a10 = bias[o + pair], a11 = a10;
-        ES_NO_UNROLL
-        for (const int8_t *end = w0 + (k & ~3); w0 < end; w0 += 4, x0 += 4) {
-          int32_t p = es_load4(w0), u = es_load4(x0), v = es_load4(x0 + next);
-          int32_t h = es_sxtb16(p), u0 = es_sxtb16(u), v0 = es_sxtb16(v);
-          a00 = es_smlad(h, u0, a00);
-          a01 = es_smlad(h, v0, a01);
-          h = es_sxtb16_ror8(p), u = es_sxtb16_ror8(u), v = es_sxtb16_ror8(v);
-          a00 = es_smlad(h, u, a00);
-          a01 = es_smlad(h, v, a01);
-          p = es_load4(w0 + step);
-          h = es_sxtb16_ror8(p);
-          a10 = es_smlad(h, u, a10);
-          a11 = es_smlad(h, v, a11);
-          h = es_sxtb16(p);
-          a10 = es_smlad(h, u0, a10);
-          a11 = es_smlad(h, v0, a11);
+        int32_t sums[4] = {bias[o], bias[o], bias[o + pair], bias[o + pair]};
+        if (k >= 4) es_dot_2x2(weights, step, column, next, k >> 2, sums);
+        for (int32_t i = k & ~3; i < k; i++) {
+          sums[0] += weights[i] * column[i];
+          sums[1] += weights[i] * column[i + next];
+          sums[2] += weights[i + step] * column[i];
+          sums[3] += weights[i + step] * column[i + next];
         }
-        for (int32_t i = k & 3; i > 0; i--, w0++, x0++) {
-          a00 += w0[0] * x0[0];
-          a01 += w0[0] * x0[next];
-          a10 += w0[step] * x0[0];
-          a11 += w0[step] * x0[next];
-        }
-        for (int32_t i = 0;; i = 1) {
-          int32_t m = multiplier[o + i], n = shift[o + i];
-          y[o + i] = (int8_t)es_clamp(es_requantize_dsp(a00, m, n) + y_zero, y_min, y_max);
-          second[o + i] = (int8_t)es_clamp(es_requantize_dsp(a01, m, n) + y_zero, y_min, y_max);
-          if (i == pair) break;
-          a00 = a10;
-          a01 = a11;
-        }
+        es_finish(sums, 2, 1 + pair, multiplier + o, shift + o, levels, y + o);
+        es_finish(sums + 1, 2, 1 + pair, multiplier + o, shift + o, levels, second + o);
         o += 1 + pair;
         left -= 1 + pair;
         weights += (1 + pair) * k;

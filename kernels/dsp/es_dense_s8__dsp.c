@@ -4,7 +4,7 @@
  *   w           [in]   int8 (n_out, n_in), symmetric
  *   bias        [in]   int32 (n_out), of the layer minus x_zero * sum of the channel's weights
  *   multiplier  [in]   int32 (n_out), of es_requantize
- *   shift       [in]   int8 (n_out), of es_requantize
+ *   shift       [in]   int8 (n_out), of es_requantize, all -1 or less
  *   y           [out]  int8 (rows, n_out), must not alias x
  *
  * Pre:   w_zero = 0 and |bias[o]| + 128 * sum |w[o]| < 2^30 (es_requantize_dsp; the lowering checks
@@ -19,6 +19,7 @@
 void es_dense_s8__dsp(const es_dense_shape *shape, const int8_t *x, const int8_t *w,
                       const int32_t *bias, const int32_t *multiplier, const int8_t *shift,
                       int8_t *y) {
+  int32_t levels[3] = {shape->y_zero, shape->y_min, shape->y_max};
   int32_t n_in = shape->n_in, n_out = shape->n_out;
   for (int32_t r = 0; r < shape->rows; r++, x += n_in) {
     for (int32_t o = 0; o < n_out; o += 4) {
@@ -42,14 +43,9 @@ void es_dense_s8__dsp(const es_dense_shape *shape, const int8_t *x, const int8_t
         c += *p * *w2++;
         d += *p * *w3++;
       }
-      for (int32_t i = 0;; i++) {
-        int32_t value = es_requantize_dsp(a, multiplier[o + i], shift[o + i]) + shape->y_zero;
-        *y++ = (int8_t)es_clamp(value, shape->y_min, shape->y_max);
-        if (i == last) break;
-        a = b;
-        b = c;
-        c = d;
-      }
+      int32_t sums[4] = {a, b, c, d};
+      es_finish(sums, 1, 1 + last, multiplier + o, shift + o, levels, y);
+      y += 1 + last;
     }
   }
 }

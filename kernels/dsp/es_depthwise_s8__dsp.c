@@ -4,7 +4,7 @@
  *   w           [in]       int8 (k_h, k_w, y_c), symmetric
  *   bias        [in]       int32 (y_c), of the layer minus x_zero * sum of the filter's weights
  *   multiplier  [in]       int32 (y_c), of es_requantize
- *   shift       [in]       int8 (y_c), of es_requantize
+ *   shift       [in]       int8 (y_c), of es_requantize, all -1 or less
  *   window      [scratch]  int8 (rows, columns, x_c): the rows that an output row needs, with
  *                          rows = (k_h - 1) * dilation_h + 1,
  *                          columns = (y_w - 1) * stride_w + (k_w - 1) * dilation_w + 1
@@ -32,6 +32,24 @@ static void es_window_row(const es_conv_shape *s, const int8_t *x, int32_t iy, i
   es_fill(row, s->x_zero, (columns - first - count) * s->x_c);
 }
 
+/* Add up all taps of four channels. */
+ES_OUTLINE void es_four_channels(const int8_t *p, const int8_t *q, int32_t tap, int32_t line,
+                                 int32_t y_c, int32_t k_h, int32_t k_w, int32_t *sums) {
+  int32_t a = sums[0], b = sums[1], c = sums[2], d = sums[3];
+  for (; k_h > 0; k_h--, p += line) {
+    ES_NO_UNROLL
+    for (int32_t n = k_w; n > 0; n--, p += tap, q += y_c) {
+      int32_t u = es_load4(p), v = es_load4(q), u0 = es_sxtb16(u), v0 = es_sxtb16(v);
+      a += (int16_t)u0 * (int16_t)v0;
+      c += (u0 >> 16) * (v0 >> 16);
+      u = es_sxtb16_ror8(u), v = es_sxtb16_ror8(v);
+      b += (int16_t)u * (int16_t)v;
+      d += (u >> 16) * (v >> 16);
+    }
+  }
+  sums[0] = a, sums[1] = b, sums[2] = c, sums[3] = d;
+}
+
 void es_depthwise_s8__dsp(const es_conv_shape *shape, const int8_t *x, const int8_t *w,
                           const int32_t *bias, const int32_t *multiplier, const int8_t *shift,
                           int8_t *window, int8_t *y) {
@@ -41,15 +59,14 @@ void es_depthwise_s8__dsp(const es_conv_shape *shape, const int8_t *x, const int
   int32_t columns = (s->y_w - 1) * s->stride_w + (k_w - 1) * s->dilation_w + 1;
   int32_t pitch = columns * s->x_c, tap = s->dilation_w * s->x_c;
   int32_t line = s->dilation_h * pitch - k_w * tap; /* from behind a row of taps to the next row */
-  int32_t y_zero = s->y_zero, y_min = s->y_min, y_max = s->y_max;
+  int32_t levels[3] = {s->y_zero, s->y_min, s->y_max};
   int32_t fours = per_channel == 1 ? y_c & ~3 : 0;
   for (int32_t b = 0; b < s->batches; b++, x += s->x_h * s->x_w * s->x_c) {
     int32_t next = -s->pad_top; /* the next row of x to copy */
     for (int32_t oy = 0; oy < s->y_h; oy++) {
       int32_t top = oy * s->stride_h - s->pad_top, kept = next - top;
       if (kept > 0 && oy > 0) {
-        const int8_t *from = window + (rows - kept) * pitch;
-        for (int32_t i = 0; i < kept * pitch; i++) window[i] = from[i];
+        es_move_down(window, window + (rows - kept) * pitch, kept * pitch);
       }
       next = es_max(next, top);
       for (; next < top + rows; next++) {
@@ -58,23 +75,9 @@ void es_depthwise_s8__dsp(const es_conv_shape *shape, const int8_t *x, const int
       for (int32_t ox = 0; ox < s->y_w; ox++, y += y_c) {
         const int8_t *pixel = window + ox * s->stride_w * s->x_c;
         for (int32_t o = 0; o < fours; o += 4) {
-          const int8_t *p = pixel + o, *q = w + o;
           int32_t sums[4] = {bias[o], bias[o + 1], bias[o + 2], bias[o + 3]};
-          for (int32_t ky = k_h; ky > 0; ky--, p += line) {
-            for (int32_t kx = k_w; kx > 0; kx--, p += tap, q += y_c) {
-              int32_t u = es_load4(p), v = es_load4(q);
-              int32_t u0 = es_sxtb16(u), v0 = es_sxtb16(v);
-              u = es_sxtb16_ror8(u), v = es_sxtb16_ror8(v);
-              sums[0] += (int16_t)u0 * (int16_t)v0;
-              sums[1] += (int16_t)u * (int16_t)v;
-              sums[2] += (u0 >> 16) * (v0 >> 16);
-              sums[3] += (u >> 16) * (v >> 16);
-            }
-          }
-          for (int32_t i = 0; i < 4; i++) {
-            int32_t value = es_requantize_dsp(sums[i], multiplier[o + i], shift[o + i]) + y_zero;
-            y[o + i] = (int8_t)es_clamp(value, y_min, y_max);
-          }
+          es_four_channels(pixel + o, w + o, tap, line, y_c, k_h, k_w, sums);
+          es_finish(sums, 1, 4, multiplier + o, shift + o, levels, y + o);
         }
         for (int32_t o = fours; o < y_c; o++) {
           const int8_t *p = pixel + o / per_channel, *q = w + o;
@@ -82,8 +85,7 @@ void es_depthwise_s8__dsp(const es_conv_shape *shape, const int8_t *x, const int
           for (int32_t ky = k_h; ky > 0; ky--, p += line) {
             for (int32_t kx = k_w; kx > 0; kx--, p += tap, q += y_c) sum += *p * *q;
           }
-          sum = es_requantize_dsp(sum, multiplier[o], shift[o]) + y_zero;
-          y[o] = (int8_t)es_clamp(sum, y_min, y_max);
+          es_finish(&sum, 1, 1, multiplier + o, shift + o, levels, y + o);
         }
       }
     }

@@ -120,7 +120,7 @@ def without_pad(data: bytes, pad: tuple[int, int, int, int]) -> Graph:
         index=0,
         inputs=(x, *layer.inputs[1:]),
         outputs=(y,),
-        options={**layer.options, "explicit_padding": pad},
+        options={**layer.options, "padding": "EXPLICIT", "explicit_padding": pad},
     )
     return replace(graph, ops=(folded,))
 
