@@ -177,7 +177,13 @@ WEIGHT_NAMES: Final = ("weights", "bias")
 
 
 def _argument(
-    arg: Arg, step: Step, position: int, lowered: Lowered, constants: _Constants, n: int
+    arg: Arg,
+    parameter: str,
+    step: Step,
+    position: int,
+    lowered: Lowered,
+    constants: _Constants,
+    n: int,
 ) -> str:
     if isinstance(arg, IntArg):
         return literal(arg.value, np.int32)
@@ -190,12 +196,24 @@ def _argument(
         return "&" + constants.struct(arg, f"op_{step.op}_shape" + (f"_{n}" if n else ""))
     if isinstance(arg, ScratchArg):
         offset = lowered.scratch.get(position, 0)
-        return f"(void *)(arena.bytes + {offset})"
+        return f"({parameter})(arena.bytes + {offset})"
     place = lowered.places[arg.tensor]
     if place.where == "constant":
         return constants.tensor(place.constant)
     kind = c_type(lowered.graph.tensors[arg.tensor].dtype) if _typed(lowered, arg) else "void"
     return f"({kind} *)({place.where}.bytes + {place.offset})"
+
+
+def _parameters(call: Call) -> list[str]:
+    """Return the type of every parameter of the called function: "int32_t *"."""
+    if call.emitted is not None:
+        text = call.emitted.parameters
+    else:
+        source = kernel_file(call.function).read_text("utf-8")
+        match = re.search(rf"^void {call.function}\(([^)]*)\)", source, re.MULTILINE)
+        assert match is not None, call.function
+        text = match[1]
+    return [re.sub(r"\w+$", "", part.strip()).strip() for part in text.split(",")]
 
 
 def _typed(lowered: Lowered, arg: TensorArg) -> bool:
@@ -219,7 +237,10 @@ def _op_function(
     note = comment(f"{step.kind}{label} ({step.variant.name}) {shapes}")
     lines = [f"/* {note} */", f"ES_NOINLINE static void {name}_op_{step.op}(void) {{"]
     for n, call in enumerate(step.variant.calls):
-        args = [_argument(a, step, position, lowered, constants, n) for a in call.args]
+        args = [
+            _argument(a, parameter, step, position, lowered, constants, n)
+            for a, parameter in zip(call.args, _parameters(call), strict=True)
+        ]
         text = f"  {call.function}({', '.join(args)});"
         if len(text) > 100:
             text = f"  {call.function}(\n{_indented(args)});"

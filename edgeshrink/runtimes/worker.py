@@ -150,11 +150,15 @@ class Tflm:
 
     def load(self, path: str, request: dict[str, Any]) -> None:
         """Load the file into an arena of `request["arena_bytes"]`."""
-        self.interpreter = self.runtime.Interpreter.from_file(
-            path, arena_size=request["arena_bytes"]
-        )
+        self.source = path, request["arena_bytes"]
+        self.start()
         self.is_stateful = request["is_stateful"]
         self.n_inputs, self.n_outputs = len(request["inputs"]), len(request["outputs"])
+
+    def start(self) -> None:
+        """Make an interpreter, with all state as the model has it at first."""
+        path, arena_bytes = self.source
+        self.interpreter = self.runtime.Interpreter.from_file(path, arena_size=arena_bytes)
 
     def specs(self) -> Any:
         """Return (dtype, shape) of each input, and of each output."""
@@ -169,8 +173,8 @@ class Tflm:
 
     def set_inputs(self, inputs: Any) -> None:
         """Set the inputs of the next inference, which starts from a fresh state."""
-        if self.is_stateful:
-            self.interpreter.reset()
+        if self.is_stateful:  # `reset` would not run the subgraphs of CALL_ONCE again
+            self.start()
         for index, array in enumerate(inputs):
             self.interpreter.set_input(array, index)
 
