@@ -12,8 +12,22 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from edgeshrink.lowering.calls import Call, ConstArg, ScratchArg, StructArg, TensorArg, Variant
-from edgeshrink.lowering.conv_layer import Conv, abs_sums, folded_bias, pixel_distance
+from edgeshrink.lowering.calls import (
+    Call,
+    ConstArg,
+    IntArg,
+    ScratchArg,
+    StructArg,
+    TensorArg,
+    Variant,
+)
+from edgeshrink.lowering.conv_layer import (
+    Conv,
+    abs_sums,
+    folded_bias,
+    pixel_distance,
+    row_distance,
+)
 from edgeshrink.lowering.emit_m4 import requantization
 
 _MAX_SUM: Final = 2**29  # of es_requantize_scalar
@@ -130,3 +144,49 @@ def _scales(conv: Conv) -> npt.NDArray[np.int32] | None:
     if found is None or reach.max() >= _MAX_SUM:
         return None
     return np.stack([found.multiplier, found.constant, found.shift], axis=1).astype(np.int32)
+
+
+def scalar_depthwise(conv: Conv) -> list[Variant]:
+    """Return the variants of a depthwise convolution; none where it is outside their reach.
+
+    The second, where there is one, computes more rows at once: outputs come in fours.
+    """
+    s = conv.shape
+    least_waste = min(range(1, min(4, s["y_h"]) + 1), key=lambda n: (_fours(conv, n), n))
+    scales, folded = _scales(conv), folded_bias(conv)
+    if scales is None or folded is None:
+        return []
+    channels = np.concatenate([folded[:, None], scales], axis=1).astype(np.int32)
+    return [_depthwise(conv, channels, at_once) for at_once in sorted({1, least_waste})]
+
+
+def _fours(conv: Conv, at_once: int) -> int:
+    """Return how many times four outputs of a channel are computed."""
+    s = conv.shape
+    whole, rest = divmod(s["y_h"], at_once)
+    return s["batches"] * (whole * -(-at_once * s["y_w"] // 4) + -(-rest * s["y_w"] // 4))
+
+
+def _depthwise(conv: Conv, channels: npt.NDArray[np.int32], at_once: int) -> Variant:
+    s = conv.shape
+    rows = (at_once - 1) * s["stride_h"] + (s["k_h"] - 1) * s["dilation_h"] + 1
+    columns = (s["y_w"] - 1) * s["stride_w"] + (s["k_w"] - 1) * s["dilation_w"] + 1
+    call = Call(
+        function="es_depthwise_s8__scalar",
+        args=(
+            StructArg(type="es_conv_shape", fields=s),
+            TensorArg(tensor=conv.x),
+            ConstArg(name="weights", values=conv.weights.reshape(s["y_c"], -1)),
+            ConstArg(name="channels", values=channels),
+            IntArg(value=at_once),
+            ScratchArg(n_bytes=rows * columns * s["x_c"]),
+            TensorArg(tensor=conv.y),
+        ),
+    )
+    return Variant(
+        name="scalar" if at_once == 1 else f"scalar {at_once} rows",
+        calls=(call,),
+        overlaps={conv.x: row_distance(conv, at_once)},
+        cycles=_fours(conv, at_once) * (23.0 * conv.weights.size + 280.0 * s["y_c"]),
+        code_bytes=900,
+    )

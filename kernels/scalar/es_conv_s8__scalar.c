@@ -28,25 +28,22 @@
 #include "es_conv.h"
 #include "es_scalar.h"
 
-#if defined(__thumb__) && defined(__GNUC__)
+/* Four outputs of one filter; returns its end in the stream. */
+#if ES_SCALAR_ASM
 
-#define ES_TAKE_OUT                                                                   \
+#define ES_TAKE_OUT                                                                         \
   "movs r6, #0\n mov r5, r12\n asrs r5, r5, #16\n adcs r5, r6\n add r9, r5\n add r8, r12\n" \
-  "mov r5, lr\n asrs r5, r5, #16\n adcs r5, r6\n add r11, r5\n add r10, lr\n"          \
+  "mov r5, lr\n asrs r5, r5, #16\n adcs r5, r6\n add r11, r5\n add r10, lr\n"               \
   "mov r12, r6\n mov lr, r6\n"
-#define ES_ADD_TWO(W) "muls r5, " W ", r5\n muls r6, " W ", r6\n add r12, r5\n add lr, r6\n"
+#define ES_ADD_TWO "ldmia r0!, {r5, r6}\n muls r5, r4, r5\n muls r6, r4, r6\n"  \
+  "add r12, r5\n add lr, r6\n"
 
-/* Sums of one filter for four pixels; returns where its scale stands in the stream.
- * r0 columns, r1 stream, r2 flags, r3 four weights, r4 one of them, r5 to r7 values; r12 and lr are
+/* r0 columns, r1 stream, r2 flags, r3 four weights, r4 one of them, r5 to r7 values; r12 and lr are
  * the sums S of two pixels each; r8 and r10 the sums of S, r9 and r11 those of H. */
 __attribute__((naked, noinline)) static const int32_t *es_filter(
-    const int32_t *columns, const int32_t *end, const int32_t *stream, int32_t *sums) {
+    const int32_t *columns, const int32_t *stream, es_four *four, int8_t *y, const int32_t *end) {
   __asm__(
-      ".syntax unified\n"
-      "push {r4, r5, r6, r7, lr}\n"
-      "mov r4, r8\n mov r5, r9\n mov r6, r10\n mov r7, r11\n"
-      "push {r1, r3, r4, r5, r6, r7}\n"
-      "mov r1, r2\n"
+      ES_ENTER
       "ldmia r1!, {r3}\n"
       "mov r9, r3\n mov r11, r3\n"
       "lsls r4, r3, #16\n adds r4, r4, r3\n mov r8, r4\n mov r10, r4\n"
@@ -63,34 +60,30 @@ __attribute__((naked, noinline)) static const int32_t *es_filter(
       "muls r5, r4, r5\n add lr, r5\n"
       "asrs r4, r3, #16\n sxtb r4, r4\n"
       "muls r6, r4, r6\n muls r7, r4, r7\n add r12, r6\n add lr, r7\n"
-      "asrs r4, r3, #24\n ldmia r0!, {r5, r6}\n" ES_ADD_TWO("r4")
+      "asrs r4, r3, #24\n" ES_ADD_TWO
       "lsls r2, r2, #1\n bcc 1b\n"
       "2:\n" /* four values, the sums taken out; or the end of the flags */
       "beq 4f\n"
       "ldmia r1!, {r3}\n"
-      "sxtb r4, r3\n ldmia r0!, {r5, r6}\n" ES_ADD_TWO("r4")
-      "sxth r4, r3\n asrs r4, r4, #8\n ldmia r0!, {r5, r6}\n" ES_ADD_TWO("r4")
+      "sxtb r4, r3\n" ES_ADD_TWO
+      "sxth r4, r3\n asrs r4, r4, #8\n" ES_ADD_TWO
       "lsls r2, r2, #1\n bcc 3f\n" ES_TAKE_OUT
       "3:\n"
-      "asrs r4, r3, #16\n sxtb r4, r4\n ldmia r0!, {r5, r6}\n" ES_ADD_TWO("r4")
-      "asrs r4, r3, #24\n ldmia r0!, {r5, r6}\n" ES_ADD_TWO("r4") ES_TAKE_OUT
+      "asrs r4, r3, #16\n sxtb r4, r4\n" ES_ADD_TWO
+      "asrs r4, r3, #24\n" ES_ADD_TWO ES_TAKE_OUT
       "lsls r2, r2, #1\n bcc 1b\n b 2b\n"
       "4:\n"
-      "ldr r5, [sp]\n cmp r0, r5\n bne 0b\n"
-      "ldr r5, [sp, #4]\n"
+      "ldr r5, [sp, #44]\n cmp r0, r5\n bne 0b\n"
+      "ldr r0, [sp]\n adds r0, #16\n"
       "mov r4, r9\n mov r2, r8\n lsls r3, r4, #16\n subs r3, r2, r3\n"
-      "mov r7, r11\n mov r2, r10\n lsls r6, r7, #16\n subs r6, r2, r6\n"
-      "stmia r5!, {r3, r4, r6, r7}\n"
-      "mov r0, r1\n"
-      "pop {r1, r3, r4, r5, r6, r7}\n"
-      "mov r8, r4\n mov r9, r5\n mov r10, r6\n mov r11, r7\n"
-      "pop {r4, r5, r6, r7, pc}\n");
+      "mov r6, r11\n mov r2, r10\n lsls r5, r6, #16\n subs r5, r2, r5\n"
+      "stmia r0!, {r3, r4, r5, r6}\n subs r0, #32\n" ES_STORE_FOUR ES_LEAVE);
 }
 
 #else
 
-static const int32_t *es_filter(const int32_t *columns, const int32_t *end, const int32_t *stream,
-                                int32_t *sums) {
+static const int32_t *es_filter(const int32_t *columns, const int32_t *stream, es_four *four,
+                                int8_t *y, const int32_t *end) {
   int32_t bias = *stream++;
   uint32_t all0 = (uint32_t)bias, all1 = all0, s0 = 0, s1 = 0, flags = (uint32_t)*stream++;
   int32_t high0 = 0, high1 = 0;
@@ -122,11 +115,11 @@ static const int32_t *es_filter(const int32_t *columns, const int32_t *end, cons
       s0 = s1 = 0;
     }
   }
-  sums[0] = (int32_t)(all0 - ((uint32_t)high0 << 16));
-  sums[1] = bias + high0;
-  sums[2] = (int32_t)(all1 - ((uint32_t)high1 << 16));
-  sums[3] = bias + high1;
-  return stream;
+  four->sums[0] = (int32_t)(all0 - ((uint32_t)high0 << 16));
+  four->sums[1] = bias + high0;
+  four->sums[2] = (int32_t)(all1 - ((uint32_t)high1 << 16));
+  four->sums[3] = bias + high1;
+  return es_store_four(four, stream, y);
 }
 
 #endif
@@ -175,6 +168,7 @@ void es_conv_s8__scalar(const es_conv_shape *shape, const int8_t *x, const int32
   const es_conv_shape *s = shape;
   int32_t pixels = s->y_h * s->y_w, y_c = s->y_c;
   const int32_t *end = columns + (((s->k_h * s->k_w * s->x_c + 3) & ~3) << 1);
+  es_four four = {y_c, s->y_min, s->y_max, 0, {0, 0, 0, 0}};
   for (int32_t b = 0; b < s->batches; b++, x += s->x_h * s->x_w * s->x_c) {
     int32_t oy = 0, ox = 0;
     for (int32_t left = pixels; left > 0; left -= 4) {
@@ -190,15 +184,8 @@ void es_conv_s8__scalar(const es_conv_shape *shape, const int8_t *x, const int32
         es_pack_windows(s, x, ay, ax, by, bx, columns + (pair >> 1));
       }
       const int32_t *filter = stream;
-      for (int32_t o = 0; o < y_c; o++, y++, filter += 3) {
-        int32_t sums[4];
-        int8_t *to = y;
-        filter = es_filter(columns, end, filter, sums);
-        for (int32_t j = 0; j < n; j++, to += y_c) {
-          int32_t value = es_requantize_scalar(sums[j], filter);
-          *to = (int8_t)es_clamp(value, s->y_min, s->y_max);
-        }
-      }
+      four.n_bytes = n << 2;
+      for (int32_t o = 0; o < y_c; o++) filter = es_filter(columns, filter, &four, y++, end);
       y += (n - 1) * y_c;
     }
   }

@@ -22,3 +22,10 @@ def test_folded_padding_equals_a_pad_before_the_layer(pad):
     data = model(case, pad)
     graph = without_pad(data, pad)
     check_against_tflm(data, *random_inputs(data), graph=graph, isa=SCALAR_ISA)
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=cases(depthwise=True))
+def test_depthwise_convolution_equals_tensorflow_lite_micro(case):
+    data = model(case)
+    check_against_tflm(data, *random_inputs(data), isa=SCALAR_ISA)
