@@ -34,6 +34,7 @@ class Case:
     per_channel: bool = True
     activation: int = 0
     bias: bool = True  # False: none; depthwise: of zeros, the oracle crashes without one
+    ties: bool = False  # scales are powers of two: where gain is, too, half of the roundings tie
     largest: bool = False  # weights of -127 and 127 alone
 
     @property
@@ -63,7 +64,8 @@ def model(case: Case, pad: tuple[int, int, int, int] | None = None) -> bytes:
     rng = np.random.default_rng(case.seed)
     build = TfliteBuilder()
     x_c, y_c = case.k_c * case.groups, case.filters * case.groups
-    x_scale = 0.05
+    x_scale = 2.0**-4 if case.ties else 0.05
+    w_unit = 2.0**-7 if case.ties else 0.01
     x = build.tensor("x", (case.batches, *case.size, x_c), "INT8", scale=x_scale,
                      zero_point=case.x_zero)  # fmt: skip
     source = x
@@ -84,7 +86,9 @@ def model(case: Case, pad: tuple[int, int, int, int] | None = None) -> bytes:
     weights = rng.integers(-127, 128, shape).astype(np.int8)
     if case.largest:
         weights = np.where(rng.random(shape) < 0.5, -127, 127).astype(np.int8)
-    w_scale = rng.uniform(0.5, 1.0, y_c if case.per_channel else 1) * 0.01
+    w_scale = rng.uniform(0.5, 1.0, y_c if case.per_channel else 1) * w_unit
+    if case.ties:
+        w_scale[:] = w_unit
     w = build.tensor("w", shape, "INT8", data=weights, scale=w_scale,
                      zero_point=[0] * len(w_scale), axis=3 if case.depthwise else 0)  # fmt: skip
     values = rng.integers(-9000, 9000, y_c).astype(np.int32)
@@ -94,7 +98,7 @@ def model(case: Case, pad: tuple[int, int, int, int] | None = None) -> bytes:
         b = build.tensor("b", (y_c,), "INT32", data=values, scale=w_scale * x_scale,
                          zero_point=[0] * len(w_scale))  # fmt: skip
     y = build.tensor("y", (case.batches, *y_size, y_c), "INT8",
-                     scale=x_scale * 0.01 / case.gain, zero_point=case.y_zero)  # fmt: skip
+                     scale=x_scale * w_unit / case.gain, zero_point=case.y_zero)  # fmt: skip
     common = {
         "padding": 0 if case.same and pad is None else 1,
         "strideH": case.stride[0], "strideW": case.stride[1],
@@ -136,6 +140,10 @@ def pairs(low: int, high: int) -> st.SearchStrategy[tuple[int, int]]:
     return st.tuples(st.integers(low, high), st.integers(low, high))
 
 
+# Sums vanish, are scaled down, are kept, or are shifted to the left.
+GAINS = [1e-9, 1e-4, 2**-9, 0.003, 2**-6, 0.02, 2**-3, 0.25, 0.3, 0.5, 0.9, 1.0, 2.5, 40.0]
+
+
 @st.composite
 def cases(draw: st.DrawFn, *, depthwise: bool) -> Case:
     """Any layer; the image is large enough for a VALID window."""
@@ -160,7 +168,8 @@ def cases(draw: st.DrawFn, *, depthwise: bool) -> Case:
         seed=draw(st.integers(0, 2**31)),
         x_zero=draw(st.sampled_from([-128, -1, 0, 7, 127])),
         y_zero=draw(st.sampled_from([-128, -3, 0, 127])),
-        gain=draw(st.sampled_from([1e-9, 1e-4, 0.003, 0.02, 0.02, 0.3, 0.5, 0.9, 1.0, 2.5, 40.0])),
+        gain=draw(st.sampled_from(GAINS)),
+        ties=draw(st.booleans()),
         per_channel=draw(st.booleans()),
         activation=draw(st.sampled_from([0, 1, 2, 3])),
         bias=draw(st.booleans()),
