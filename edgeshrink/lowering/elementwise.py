@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from edgeshrink.graph import Graph, Op, Tensor
-from edgeshrink.lowering.calls import Arg, Call, StructArg, TensorArg, Variant
+from edgeshrink.lowering.calls import Arg, Call, ConstArg, StructArg, TensorArg, Variant
 from edgeshrink.lowering.emit_add import add_cycles, can_emit_add, emit_add
 from edgeshrink.lowering.fixed_point import (
     LIMITS,
@@ -19,6 +19,7 @@ from edgeshrink.lowering.fixed_point import (
 )
 from edgeshrink.lowering.lookups import pointwise_variants
 from edgeshrink.lowering.overlap import elementwise_distance
+from edgeshrink.passes.fixed_point import multiply
 
 _SUFFIX: Final = {"int8": "s8", "int16": "s16"}
 _MAX_LOOPS: Final = 5  # of es_broadcast_shape
@@ -63,6 +64,8 @@ def add(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ...]:
     found = _variants(graph, op, f"es_add_{suffix}", shape, cycles_per_value=138)
     if "dsp" in isa and y.dtype == "int8" and a.shape == b.shape == y.shape:
         found += _dsp_add(a, b, y, shape)
+    if "scalar" in isa and y.dtype == "int8" and a.shape == b.shape == y.shape:
+        found += _scalar_add(a, b, y, shape.fields)
     return found
 
 
@@ -92,7 +95,7 @@ def mul(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ...]:
             "y_max": y_max,
         },
     )
-    return _variants(graph, op, f"es_mul_{suffix}", shape, cycles_per_value=32)
+    return _variants(graph, op, f"es_mul_{suffix}", shape, cycles_per_value=60)
 
 
 def maximum_minimum(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ...]:
@@ -113,8 +116,8 @@ def maximum_minimum(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant
         name="ref",
         calls=(call,),
         overlaps=_overlaps(a, b, y),
-        cycles=12.0 * _count(y),
-        code_bytes=200,
+        cycles=16.0 * _count(y),
+        code_bytes=204,
     )
     return (variant, *pointwise_variants(graph, op))
 
@@ -157,8 +160,8 @@ def prelu(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ...]:
         name="ref",
         calls=(call,),
         overlaps=overlaps,
-        cycles=36.0 * _count(y),
-        code_bytes=320,
+        cycles=73.0 * _count(y),
+        code_bytes=464,
     )
     return (variant,)
 
@@ -218,7 +221,7 @@ def _variants(
     else:
         function = f"{stem}_broadcast__ref"
         structs = (shape, StructArg(type="es_broadcast_shape", fields=fields))
-        cycles = float((cycles_per_value + 4) * n + 60 * (n // fields["d4"]))
+        cycles = float((cycles_per_value + 12) * n + 60 * (n // fields["d4"]))
     variant = Variant(
         name="ref",
         calls=(Call(function=function, args=(*structs, *args)),),
@@ -256,6 +259,49 @@ def _dsp_add(a: Tensor, b: Tensor, y: Tensor, shape: StructArg) -> tuple[Variant
         code_bytes=290,
     )
     return (variant, written)
+
+
+def _scalar_add(a: Tensor, b: Tensor, y: Tensor, f: Mapping[str, int]) -> tuple[Variant, ...]:
+    """Return the variant with a table for the input with the smaller scale.
+
+    The larger scale is half of the common one: multiplying by 2^20 and then 1/2 rounds nothing.
+    """
+    exact, rounded = ("a", "b") if (f["a_multiplier"], f["a_shift"]) == (2**30, 0) else ("b", "a")
+    if (f[f"{exact}_multiplier"], f[f"{exact}_shift"]) != (2**30, 0) or not -22 <= f["y_shift"] < 0:
+        return ()
+    signs = {"a": 1, "b": f["b_sign"]}
+    factor = signs[exact] * 2**19
+    stored = np.arange(256, dtype=np.uint8).view(np.int8).astype(np.int64) - f[f"{rounded}_zero"]
+    scaled = multiply(stored << 20, (f[f"{rounded}_multiplier"], f[f"{rounded}_shift"]))
+    table = signs[rounded] * scaled - factor * f[f"{exact}_zero"]
+    shape = StructArg(
+        type="es_add_table_shape",
+        fields={
+            "n": f["n"],
+            "factor": factor,
+            "y_multiplier": f["y_multiplier"],
+            "y_constant": (1 << (-f["y_shift"] - 1)) + (f["y_zero"] << -f["y_shift"]),
+            "y_right": -f["y_shift"],
+            "y_min": f["y_min"],
+            "y_max": f["y_max"],
+        },
+    )
+    tensors = {"a": TensorArg(tensor=a.index), "b": TensorArg(tensor=b.index)}
+    args = (
+        shape,
+        tensors[exact],
+        tensors[rounded],
+        ConstArg(name="table", values=table.astype(np.int32)),
+        TensorArg(tensor=y.index),
+    )
+    variant = Variant(
+        name="scalar",
+        calls=(Call(function="es_add_s8_table__scalar", args=args),),
+        overlaps=_overlaps(a, b, y),
+        cycles=50.0 * f["n"],
+        code_bytes=160,
+    )
+    return (variant,)
 
 
 def _overlaps(a: Tensor, b: Tensor, y: Tensor) -> Mapping[int, int]:

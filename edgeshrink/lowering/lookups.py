@@ -92,8 +92,8 @@ def quantize(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ...]:
         name="rescale",
         calls=(call,),
         overlaps=elementwise_distance(x, y),
-        cycles=26.0 * _count(y),
-        code_bytes=150,
+        cycles=39.0 * _count(y),
+        code_bytes=174,
     )
     if (x.dtype, y.dtype) == ("int8", "int8") and is_pointwise(graph, op):
         return (rescale, *_table_variants(graph, op, _table(graph, op)))
@@ -161,7 +161,7 @@ def _table_variants(graph: Graph, op: Op, table: npt.NDArray[np.int8]) -> tuple[
                 calls=(call,),
                 overlaps=elementwise_distance(x, y),
                 cycles=10.0 * n,
-                code_bytes=40,
+                code_bytes=52,
             )
         )
     call = Call(
@@ -178,8 +178,8 @@ def _table_variants(graph: Graph, op: Op, table: npt.NDArray[np.int8]) -> tuple[
             name="table",
             calls=(call,),
             overlaps=elementwise_distance(x, y),
-            cycles=8.0 * n,
-            code_bytes=30,
+            cycles=6.0 * n,
+            code_bytes=34,
         )
     )
     return tuple(variants)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -78,15 +79,24 @@ def pool(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ...]:
     first = np.add.outer(pixels * x.shape[3], np.arange(x.shape[3])).reshape(-1)
     name = "avgpool" if op.kind == "AVERAGE_POOL_2D" else "maxpool"
     n = _count(y)
-    return (
-        Variant(
-            name="ref",
-            calls=(_call(f"es_{name}_{suffix}__ref", "es_pool_shape", fields, x, y),),
-            overlaps=in_order_distance(first, x, y),
-            cycles=n * (9.0 * covered + (40 if name == "avgpool" else 12)),
-            code_bytes=300,
-        ),
+    reference = Variant(
+        name="ref",
+        calls=(_call(f"es_{name}_{suffix}__ref", "es_pool_shape", fields, x, y),),
+        overlaps=in_order_distance(first, x, y),
+        cycles=n * (9.0 * covered + 140),
+        code_bytes=300,
     )
+    fits = name == "maxpool" or covered <= 256  # four sums of 16 bits
+    if "dsp" not in isa or suffix != "s8" or not fits:
+        return (reference,)
+    by_four = replace(
+        reference,
+        name="dsp",
+        calls=(_call(f"es_{name}_s8__dsp", "es_pool_shape", fields, x, y),),
+        cycles=n * (2.75 * covered + (42 if name == "avgpool" else 18)),
+        code_bytes=500,
+    )
+    return (reference, by_four)
 
 
 def mean_or_sum(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ...]:
@@ -132,7 +142,7 @@ def mean_or_sum(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ..
             name="ref",
             calls=(_call(f"es_sum_{suffix}__ref", "es_sum_shape", fields, x, y),),
             overlaps=in_order_distance(first, x, y),
-            cycles=8.0 * _count(x) + 60.0 * _count(y),
+            cycles=6.0 * _count(x) + 60.0 * _count(y),
             code_bytes=320,
         ),
     )
@@ -165,8 +175,8 @@ def arg_max(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ...]:
             name="ref",
             calls=(_call(function, "es_arg_shape", fields, x, y),),
             overlaps=in_order_distance(first, x, y),
-            cycles=10.0 * _count(x),
-            code_bytes=100,
+            cycles=9.0 * _count(x),
+            code_bytes=138,
         ),
     )
 

@@ -16,7 +16,7 @@
 
 void es_maxpool_s8__dsp(const es_pool_shape *shape, const int8_t *x, int8_t *y) {
   int32_t channels = shape->channels, pitch = shape->in_width * channels;
-  int32_t low = es_four(shape->y_min), high = es_four(shape->y_max);
+  int32_t low = es_repeat4(shape->y_min), high = es_repeat4(shape->y_max);
   for (int32_t b = 0; b < shape->batch; b++, x += shape->in_height * pitch) {
     for (int32_t row = 0; row < shape->out_height; row++) {
       for (int32_t column = 0; column < shape->out_width; column++) {

@@ -47,8 +47,8 @@ typedef struct {
   int32_t b_sign;       /* 1 for a sum, -1 for a difference */
   int32_t y_multiplier; /* from the common scale to that of the output */
   int32_t y_shift;
-  int32_t y_min;        /* lowest and */
-  int32_t y_max;        /* highest output, by the fused activation */
+  int32_t y_min; /* lowest and */
+  int32_t y_max; /* highest output, by the fused activation */
 } es_add_shape;
 
 /* One sum; the inputs get `left` bits more before they are rounded. */
@@ -61,14 +61,24 @@ static inline int32_t es_add_one(const es_add_shape *shape, int32_t left, int32_
 }
 
 typedef struct {
+  int32_t n;      /* values of the output */
+  int32_t factor; /* of the input with the larger scale, to the common scale: 2^19, or -2^19 */
+  int32_t y_multiplier; /* from the common scale to that of the output, of es_requantize_scalar */
+  int32_t y_constant;
+  int32_t y_right;
+  int32_t y_min; /* lowest and */
+  int32_t y_max; /* highest output, by the fused activation */
+} es_add_table_shape;
+
+typedef struct {
   int32_t n;          /* values of the output */
   int32_t a_zero;     /* zero point of the first input */
   int32_t b_zero;     /* of the second */
   int32_t y_zero;     /* of the output */
   int32_t multiplier; /* a_scale * b_scale / y_scale, of es_requantize */
   int32_t shift;
-  int32_t y_min;      /* lowest and */
-  int32_t y_max;      /* highest output, by the fused activation */
+  int32_t y_min; /* lowest and */
+  int32_t y_max; /* highest output, by the fused activation */
 } es_mul_shape;
 
 static inline int32_t es_mul_one(const es_mul_shape *shape, int32_t a, int32_t b) {
@@ -78,14 +88,14 @@ static inline int32_t es_mul_one(const es_mul_shape *shape, int32_t a, int32_t b
 }
 
 typedef struct {
-  int32_t x_zero;         /* zero point of the input */
-  int32_t alpha_zero;     /* of the slopes */
-  int32_t y_zero;         /* of the output */
-  int32_t multiplier;     /* x_scale / y_scale, where x >= 0 */
+  int32_t x_zero;     /* zero point of the input */
+  int32_t alpha_zero; /* of the slopes */
+  int32_t y_zero;     /* of the output */
+  int32_t multiplier; /* x_scale / y_scale, where x >= 0 */
   int32_t shift;
   int32_t neg_multiplier; /* x_scale * alpha_scale / y_scale, where x < 0 */
   int32_t neg_shift;
-  int32_t y_min;          /* limits of the output's type */
+  int32_t y_min; /* limits of the output's type */
   int32_t y_max;
 } es_prelu_shape;
 
@@ -102,6 +112,8 @@ static inline int32_t es_prelu_one(const es_prelu_shape *shape, int32_t x, int32
 
 void es_add_s8__ref(const es_add_shape *shape, const int8_t *a, const int8_t *b, int8_t *y);
 void es_add_s8__dsp(const es_add_shape *shape, const int8_t *a, const int8_t *b, int8_t *y);
+void es_add_s8_table__scalar(const es_add_table_shape *shape, const int8_t *a, const int8_t *b,
+                             const int32_t *table, int8_t *y);
 void es_add_s8_broadcast__ref(const es_add_shape *shape, const es_broadcast_shape *broadcast,
                               const int8_t *a, const int8_t *b, int8_t *y);
 void es_add_s16__ref(const es_add_shape *shape, const int16_t *a, const int16_t *b, int16_t *y);

@@ -62,12 +62,12 @@ static inline int32_t es_reciprocal_of_one_plus(int32_t x) {
  * of a half (a and b below), and ln(r) is a quotient of two polynomials. */
 static inline int32_t es_log_q12(int32_t x) {
   const int32_t ln_2 = INT32_C(1488522236), root_half = INT32_C(1518500250);
-  const int32_t center = INT32_C(1805811301);      /* sqrt(sqrt(1/2)) */
-  const int32_t cubic = INT32_C(117049297);        /* 11/240 * sqrt(sqrt(2)) */
-  const int32_t square = INT32_C(127690142);       /* 1/20 * sqrt(sqrt(2)) */
-  const int32_t constant = INT32_C(1057819769);    /* 2 / sqrt(sqrt(2)) - sqrt(sqrt(2)) */
-  const int32_t linear = INT32_C(638450708);       /* 1/4 * sqrt(sqrt(2)) */
-  const int32_t quarter = INT32_C(1) << 23;        /* Q6.25, as are the exponents */
+  const int32_t center = INT32_C(1805811301);   /* sqrt(sqrt(1/2)) */
+  const int32_t cubic = INT32_C(117049297);     /* 11/240 * sqrt(sqrt(2)) */
+  const int32_t square = INT32_C(127690142);    /* 1/20 * sqrt(sqrt(2)) */
+  const int32_t constant = INT32_C(1057819769); /* 2 / sqrt(sqrt(2)) - sqrt(sqrt(2)) */
+  const int32_t linear = INT32_C(638450708);    /* 1/4 * sqrt(sqrt(2)) */
+  const int32_t quarter = INT32_C(1) << 23;     /* Q6.25, as are the exponents */
   int32_t a = es_leading_zeros((uint32_t)x);
   int32_t b = es_leading_zeros((uint32_t)es_doubling_high_mul(x, root_half)) - 1;
   int32_t r_a = es_doubling_high_mul(es_saturating_shl(x, a - 1), root_half);

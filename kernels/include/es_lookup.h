@@ -20,12 +20,12 @@ static inline int32_t es_rescale_one(const es_rescale_shape *shape, int32_t x) {
 }
 
 typedef struct {
-  int32_t n;              /* values */
-  int32_t multiplier;     /* of values >= 0, of es_requantize */
+  int32_t n;          /* values */
+  int32_t multiplier; /* of values >= 0, of es_requantize */
   int32_t shift;
   int32_t neg_multiplier; /* of values < 0 */
   int32_t neg_shift;
-  int32_t neg_sign;       /* 1, or -1 to turn the sign of what becomes of values < 0 */
+  int32_t neg_sign; /* 1, or -1 to turn the sign of what becomes of values < 0 */
 } es_leaky_shape;
 
 typedef struct {

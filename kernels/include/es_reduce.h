@@ -53,8 +53,10 @@ typedef struct {
 } es_arg_shape;
 
 void es_avgpool_s8__ref(const es_pool_shape *shape, const int8_t *x, int8_t *y);
+void es_avgpool_s8__dsp(const es_pool_shape *shape, const int8_t *x, int8_t *y);
 void es_avgpool_s16__ref(const es_pool_shape *shape, const int16_t *x, int16_t *y);
 void es_maxpool_s8__ref(const es_pool_shape *shape, const int8_t *x, int8_t *y);
+void es_maxpool_s8__dsp(const es_pool_shape *shape, const int8_t *x, int8_t *y);
 void es_maxpool_s16__ref(const es_pool_shape *shape, const int16_t *x, int16_t *y);
 
 void es_sum_s8__ref(const es_sum_shape *shape, const int8_t *x, int8_t *y);

@@ -11,13 +11,13 @@ typedef struct {
   int32_t n;          /* values per row */
   int32_t multiplier; /* beta * x_scale in Q5.26, of es_requantize; for int16 see the kernel */
   int32_t shift;
-  int32_t diff_min;   /* what lies further below the row's largest value counts as 0 */
+  int32_t diff_min; /* what lies further below the row's largest value counts as 0 */
 } es_softmax_shape;
 
 typedef struct {
   int32_t rows;
-  int32_t n;               /* values per row */
-  int32_t multiplier;      /* x_scale in Q5.26, of es_requantize */
+  int32_t n;          /* values per row */
+  int32_t multiplier; /* x_scale in Q5.26, of es_requantize */
   int32_t shift;
   int32_t diff_min;        /* what lies further below the row's largest value counts as 0 */
   int32_t back_multiplier; /* from Q5.26 to the input's scale */

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from edgeshrink.errors import ModelError
 from edgeshrink.graph_reader import read_graph
 from edgeshrink.lowering import lower
-from tests.kernels.host import check_against_tflm, random_inputs
+from tests.kernels.host import DSP_ISA, SCALAR_ISA, check_against_tflm, random_inputs
 from tests.kernels.mutants import is_killed
 from tests.kernels.pointwise_models import Spec, one_op
 
@@ -70,7 +70,8 @@ def test_arithmetic_equals_tensorflow_lite_micro_for_any_shapes_that_broadcast(
         for shape, scale, zero in zip(shapes, scales, zeros, strict=True)
     )
     data = one_op(kind, inputs, output, OPTIONS[kind](fusedActivationFunction=activation))
-    check_against_tflm(data, *random_inputs(data, n=3, seed=seed))
+    for isa in (DSP_ISA, SCALAR_ISA):
+        check_against_tflm(data, *random_inputs(data, n=3, seed=seed), isa=isa)
 
 
 @settings(max_examples=40, deadline=None)
@@ -82,7 +83,8 @@ def test_arithmetic_equals_tensorflow_lite_micro_for_any_shapes_that_broadcast(
 def test_arithmetic_equals_tensorflow_lite_micro_on_every_pair_of_values(kind, scales, zeros):
     shape = (65536,)
     *inputs, output = (Spec(shape, "INT8", s, z) for s, z in zip(scales, zeros, strict=True))
-    check_against_tflm(one_op(kind, inputs, output, OPTIONS[kind]()), *every_pair())
+    for isa in (DSP_ISA, SCALAR_ISA):
+        check_against_tflm(one_op(kind, inputs, output, OPTIONS[kind]()), *every_pair(), isa=isa)
 
 
 @settings(max_examples=40, deadline=None)
@@ -198,7 +200,7 @@ FAULTS = {
         "MAXIMUM", [Spec((3,), "INT8", 0.1), Spec((3,), "INT8", 0.2)], Spec((3,), "INT8", 0.1),
         "different scales",
     ),
-    "shapes that do not broadcast": ("ADD", [Spec((3,)), Spec((2,))], Spec((3,)), "makes"),
+    "shapes that do not broadcast": ("ADD", [Spec((3,)), Spec((2,))], Spec((3,)), "shapes"),
     "a TANH at the end": ("ADD", [Spec((3,))] * 2, Spec((3,)), "fused activation TANH"),
 }  # fmt: skip
 
