@@ -100,7 +100,7 @@ def encode_filter(weights: npt.NDArray[np.int8]) -> Filter | None:
     fall = np.where(two > 0, 128 * two, -127 * two).sum(axis=1).tolist()
 
     def fits(first: int, end: int) -> bool:
-        return bool(sum(rise[first:end]) < 1 << 15 and sum(fall[first:end]) <= 1 << 15)
+        return bool(sum(rise[first:end]) < 1 << 15 and sum(fall[first:end]) < 1 << 15)
 
     if not all(fits(i, i + 1) for i in range(len(two))):
         return None
