@@ -8,7 +8,7 @@ from typing import Final
 
 from edgeshrink.arena import Block, Overlap, order_for_memory, plan_arena
 from edgeshrink.errors import ModelError
-from edgeshrink.graph import Graph, Op
+from edgeshrink.graph import Graph, Op, Tensor
 from edgeshrink.lowering.calls import Lowered, Optimize, Place, Step, Variant
 from edgeshrink.lowering.fixed_point import place_of
 from edgeshrink.lowering.table import LOWERINGS
@@ -24,9 +24,8 @@ from edgeshrink.passes.check import check_graph
 
 ALIGN: Final = 16  # of every buffer: what the widest load of any kernel wants
 CYCLES_PER_BYTE: Final = 10_000  # the plan `flash` takes a byte more to save this many cycles
-DTYPES: Final = {
-    "int8", "uint8", "int16", "int32", "int64", "float32", "bool", "resource",
-}  # fmt: skip
+MAX_TENSOR_BYTES: Final = 256 << 20
+DTYPES: Final = {"int8", "uint8", "int16", "int32", "int64", "float32", "bool"}
 
 # Folders of kernels that a core runs, best first, by the words of `cpu.isa` in its target.
 _FOLDERS: Final = (("dsp", "dsp"), ("mul", "scalar"), ("rv32imc", "scalar"))
@@ -115,21 +114,34 @@ def check_static(graph: Graph) -> None:
                 place_of(graph, op), "has no kernel", f"use one of the supported operators: {kinds}"
             )
         for index in (*op.inputs, *op.outputs):
-            if index < 0:
-                continue
-            tensor = graph.tensors[index]
-            if tensor.dtype not in DTYPES:
+            is_handle = op.kind in VARIABLE_KINDS and graph.tensors[index].dtype == "resource"
+            if index >= 0 and not is_handle:
+                _check_tensor(graph.tensors[index], place_of(graph, op))
+    for side, indices in (("input", graph.inputs), ("output", graph.outputs)):
+        for position, index in enumerate(indices):
+            _check_tensor(graph.tensors[index], f"{side} {position} of the model")
+            if side == "input" and (
+                graph.tensors[index].data is not None or graph.tensors[index].is_variable
+            ):
                 raise ModelError(
-                    place_of(graph, op),
-                    f"has {tensor.name or index} of type {tensor.dtype}",
-                    "quantize the model to int8",
+                    f"input {position} of the model",
+                    "is a constant or a variable",
+                    "the file is damaged: export it again",
                 )
-            if tensor.n_bytes >= 2**31:
-                raise ModelError(
-                    place_of(graph, op),
-                    f"has {tensor.name or index} of {tensor.n_bytes} bytes",
-                    "a microcontroller's address space ends at 4 GiB",
-                )
+
+
+def _check_tensor(tensor: Tensor, where: str) -> None:
+    name = tensor.name or f"tensor {tensor.index}"
+    if tensor.dtype not in DTYPES:
+        raise ModelError(where, f"has {name} of type {tensor.dtype}", "quantize the model to int8")
+    if 0 in tensor.shape:
+        raise ModelError(where, f"has {name} of shape {tensor.shape}", "leave empty tensors out")
+    if tensor.n_bytes > MAX_TENSOR_BYTES:
+        raise ModelError(
+            where,
+            f"has {name} of {tensor.n_bytes} bytes",
+            f"no microcontroller holds more than {MAX_TENSOR_BYTES >> 20} MiB at once",
+        )
 
 
 def _variants(graph: Graph, op: Op, folders: tuple[str, ...]) -> tuple[Variant, ...]:
@@ -193,18 +205,44 @@ def _choose(
             i: min(vs, key=lambda v: (_memory(graph, ops[i], v), v.cycles))
             for i, vs in options.items()
         }
-    chosen = {i: vs[0] for i, vs in options.items()}
-    for _ in range(3):  # code is paid once by all that share it: a few rounds settle who shares
-        for i, vs in options.items():
-            shared = {c.function for j, v in chosen.items() if j != i for c in v.calls}
+    return _smallest(options, graph)
 
-            def cost(v: Variant, shared: set[str] = shared) -> tuple[float, float]:
-                new = any(c.function not in shared for c in v.calls)
-                weights = _constant_tensor_bytes(graph, v)
-                n_bytes = v.constant_bytes + weights + (v.code_bytes if new else 0)
-                return n_bytes + v.cycles / CYCLES_PER_BYTE, v.cycles
 
-            chosen[i] = min(vs, key=cost)
+def _smallest(options: Mapping[int, tuple[Variant, ...]], graph: Graph) -> dict[int, Variant]:
+    """Return the variants with the fewest bytes, cycles counted as bytes by `CYCLES_PER_BYTE`.
+
+    Code is paid once by all that share it, so besides single operators all that can share a kernel
+    change to it together, as long as anything gets better.
+    """
+    own = {
+        id(v): v.constant_bytes + _constant_tensor_bytes(graph, v) + v.cycles / CYCLES_PER_BYTE
+        for vs in options.values()
+        for v in vs
+    }
+
+    def cost(chosen: Mapping[int, Variant]) -> float:
+        code: dict[tuple[str, ...], int] = {}
+        for v in chosen.values():
+            functions = tuple(c.function for c in v.calls)
+            code[functions] = max(v.code_bytes, code.get(functions, 0))
+        return sum(code.values()) + sum(own[id(v)] for v in chosen.values())
+
+    chosen = {i: min(vs, key=lambda v: v.code_bytes) for i, vs in options.items()}
+    moves: list[dict[int, Variant]] = [{i: v} for i, vs in options.items() for v in vs]
+    together: dict[str, dict[int, Variant]] = {}
+    for i, vs in options.items():
+        for v in vs:
+            for call in v.calls:
+                together.setdefault(call.function, {})[i] = v
+    moves += [move for move in together.values() if len(move) > 1]
+    best = cost(chosen)
+    improved = True
+    while improved:
+        improved = False
+        for move in moves:
+            other = {**chosen, **move}
+            if (found := cost(other)) < best:
+                chosen, best, improved = other, found, True
     return chosen
 
 
