@@ -19,6 +19,7 @@ from edgeshrink.lowering.fixed_point import (
     scale_and_zero,
 )
 from edgeshrink.lowering.int16_layers import int16_layer
+from edgeshrink.lowering.scalar import scalar_dense
 
 
 def fully_connected(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ...]:
@@ -72,7 +73,7 @@ def fully_connected(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant
             code_bytes=270,
         )
     ]
-    if "dsp" not in isa or wq.zero_points.any():
+    if not {"dsp", "scalar"} & set(isa) or wq.zero_points.any():
         return tuple(found)
     conv = Conv(
         x=x.index,
@@ -86,7 +87,9 @@ def fully_connected(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant
         shift=shift,
     )
     folded, shifts = folded_bias(conv), right_shifts(conv)
-    if folded is None:
+    if "scalar" in isa:
+        found += scalar_dense(conv, shape)
+    if folded is None or "dsp" not in isa:
         return tuple(found)
     if shifts is not None:
         dsp_args = (

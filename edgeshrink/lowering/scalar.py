@@ -190,3 +190,38 @@ def _depthwise(conv: Conv, channels: npt.NDArray[np.int32], at_once: int) -> Var
         cycles=_fours(conv, at_once) * (23.0 * conv.weights.size + 280.0 * s["y_c"]),
         code_bytes=900,
     )
+
+
+def scalar_dense(conv: Conv, shape: StructArg) -> list[Variant]:
+    """Return the variants of a fully connected layer; none where it is outside their reach.
+
+    Args:
+        conv: The layer as a 1 x 1 convolution.
+        shape: `es_dense_shape` of it.
+    """
+    scales, folded = _scales(conv), folded_bias(conv)
+    n_out, n_in = len(conv.weights), conv.shape["k_c"]
+    if scales is None or folded is None or n_in % 4:
+        return []
+    packed = conv.weights.reshape(n_out, n_in).view("<i4")  # (n_out, words)
+    stream: list[npt.NDArray[np.int32]] = []
+    whole = n_out // 4 * 4
+    fours = [slice(o, o + 4) for o in range(0, whole, 4)]
+    for group in (*fours, *(slice(o, o + 1) for o in range(whole, n_out))):
+        stream += [folded[group], packed[group].T.ravel(), scales[group].ravel()]
+    call = Call(
+        function="es_dense_s8__scalar",
+        args=(
+            shape,
+            TensorArg(tensor=conv.x),
+            ConstArg(name="weights", values=np.concatenate(stream)),
+            TensorArg(tensor=conv.y),
+        ),
+    )
+    one = Variant(
+        name="scalar",
+        calls=(call,),
+        cycles=shape.fields["rows"] * (4.7 * n_out * n_in + 75.0 * n_out),
+        code_bytes=500,
+    )
+    return [one, *(scalar_conv(conv) if shape.fields["rows"] > 1 else [])]
