@@ -493,6 +493,14 @@ def test_activation_stays_where_scales_differ_or_others_read_before_it():
     assert kinds(after) == ["CONV_2D", "RELU", "ADD"]
 
 
+def test_activation_that_reinterprets_values_stays():
+    """RELU6 copies what is stored, whatever the scale behind it: the layer must keep its own."""
+    net = Int8Net()
+    x = net.conv(net.input((1, 4, 4, 2)), 3, y=net.activation((1, 4, 4, 3), 0.02, 0))
+    y = net.unary("RELU6", x, net.activation((1, 4, 4, 3), 0.01, 0))
+    assert kinds(passed(net.finish(y), "fuse_activation")) == ["CONV_2D", "RELU6"]
+
+
 # --- fold_pad -----------------------------------------------------------------------------------
 
 
@@ -588,6 +596,16 @@ def test_constant_channel_goes_into_the_bias_unless_padding_forbids(
     assert old is not None
     assert new is not None
     assert np.array_equal(old, new) == (constant == 0 or not is_removed)
+
+
+def test_constant_channel_that_a_depthwise_layer_pads_stays():
+    """Its output is not constant: at the border there is 0 instead of 40."""
+    net, _ = dead_net((1, 1), 40)
+    net.build.graph.operators.pop()
+    hidden = net.build.graph.operators[-1].outputs[0]
+    y = net.depthwise(hidden, weights=np.full((1, 3, 3, 4), 9, np.int8))
+    after = passed(net.finish(net.conv(y, 2, (1, 1))), "remove_dead_channels")
+    assert n_channels(after) == [4, 4, 2]
 
 
 def test_bias_is_made_where_a_layer_has_none():
