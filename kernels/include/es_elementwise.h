@@ -63,11 +63,11 @@ static inline int32_t es_add_one(const es_add_shape *shape, int32_t left, int32_
 typedef struct {
   int32_t n;      /* values of the output */
   int32_t factor; /* of the input with the larger scale, to the common scale: 2^19, or -2^19 */
-  int32_t y_multiplier; /* from the common scale to that of the output, of es_requantize_scalar */
-  int32_t y_constant;
-  int32_t y_right;
-  int32_t y_min; /* lowest and */
-  int32_t y_max; /* highest output, by the fused activation */
+  int32_t y_multiplier; /* from the common scale to that of the output, of es_requantize */
+  int32_t y_constant;   /* 2^(y_right - 1) + y_zero * 2^y_right */
+  int32_t y_right;      /* shift to the right, 1 to 22 */
+  int32_t y_min;        /* lowest and */
+  int32_t y_max;        /* highest output, by the fused activation */
 } es_add_table_shape;
 
 typedef struct {

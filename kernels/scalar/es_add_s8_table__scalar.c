@@ -16,12 +16,21 @@
 #include "es_elementwise.h"
 #include "es_scalar.h"
 
+/* round(a * b / 2^31), ties upwards; |a| < 2^29. */
+#if defined(__thumb__) && !defined(__thumb2__)
+#define ES_HIGH_MUL(a, b) es_doubling_high_mul_halves((a), (b))
+#else
+#define ES_HIGH_MUL(a, b) ((int32_t)(((int64_t)(a) * (b) + (1 << 30)) >> 31))
+#endif
+
 void es_add_s8_table__scalar(const es_add_table_shape *shape, const int8_t *a, const int8_t *b,
                              const int32_t *table, int8_t *y) {
-  const int32_t constants[3] = {shape->y_multiplier, shape->y_constant, shape->y_right};
   int32_t factor = shape->factor, y_min = shape->y_min, y_max = shape->y_max;
+  int32_t multiplier = shape->y_multiplier, constant = shape->y_constant, right = shape->y_right;
   for (const int8_t *end = a + shape->n; a < end;) {
     int32_t sum = factor * *a++ + table[(uint8_t)*b++];
-    *y++ = (int8_t)es_clamp(es_requantize_scalar(sum, constants), y_min, y_max);
+    /* Adding -1 to the constant of a half where the sum is negative sends ties away from 0. */
+    int32_t value = (ES_HIGH_MUL(sum, multiplier) + constant + (sum >> 31)) >> right;
+    *y++ = (int8_t)es_clamp(value, y_min, y_max);
   }
 }
