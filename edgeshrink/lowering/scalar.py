@@ -132,7 +132,7 @@ def encode_filter(weights: npt.NDArray[np.int8]) -> Filter | None:
 
 
 def _scales(conv: Conv) -> npt.NDArray[np.int32] | None:
-    """Return multiplier, rounding constant and shift (y_c, 3) of `es_requantize_scalar`.
+    """Return multiplier and shift (y_c, 2) of `es_requantize_scalar`.
 
     None where a channel is outside its reach.
     """
@@ -143,7 +143,7 @@ def _scales(conv: Conv) -> npt.NDArray[np.int32] | None:
     found = requantization(conv.multiplier, conv.shift, conv.shape["y_zero"], reach)
     if found is None or reach.max() >= _MAX_SUM:
         return None
-    return np.stack([found.multiplier, found.constant, found.shift], axis=1).astype(np.int32)
+    return np.stack([found.multiplier, found.shift], axis=1).astype(np.int32)
 
 
 def scalar_depthwise(conv: Conv) -> list[Variant]:

@@ -16,23 +16,24 @@ static inline int32_t es_doubling_high_mul_halves(int32_t a, int32_t b) {
   return top + top + ((middle + (1 << 14)) >> 15);
 }
 
-/* What es_requantize gives, plus the output's zero point. `constants` are the multiplier, in
- * [2^30, 2^31) or 0; 2^(n - 1) + y_zero * 2^n; n, a shift to the right by 1 to 22. |sum| < 2^29.
+/* What es_requantize gives, plus the output's zero point. `scale` is the multiplier, in [2^30, 2^31)
+ * or 0, and n, a shift to the right by 1 to 22; `level` is 2 * y_zero + 1. |sum| < 2^29.
  *
- * Adding sum >> 31 to the rounding constant sends ties away from zero. Where sum is negative and
- * the product rounds to 0, it stays 0. */
-static inline int32_t es_requantize_scalar(int32_t sum, const int32_t *constants) {
+ * level * 2^(n - 1) is the zero point and a half. Adding sum >> 31 sends ties away from zero; where
+ * sum is negative and the product rounds to 0, it stays 0. */
+static inline int32_t es_requantize_scalar(int32_t sum, const int32_t *scale, int32_t level) {
 #if defined(__thumb__) && !defined(__thumb2__)
-  int32_t high = es_doubling_high_mul_halves(sum, constants[0]);
+  int32_t high = es_doubling_high_mul_halves(sum, scale[0]);
 #else
-  int32_t high = (int32_t)(((int64_t)sum * constants[0] + (1 << 30)) >> 31);
+  int32_t high = (int32_t)(((int64_t)sum * scale[0] + (1 << 30)) >> 31);
 #endif
-  return (high + constants[1] + (sum >> 31)) >> constants[2];
+  return (high + level * (1 << (scale[1] - 1)) + (sum >> 31)) >> scale[1];
 }
 
 /* Four sums of one output channel, and where their outputs go. */
 typedef struct {
   int32_t pitch; /* from output to output */
+  int32_t level; /* 2 * zero point + 1 */
   int32_t y_min, y_max;
   int32_t n_bytes; /* of the sums that are wanted */
   int32_t sums[4];
@@ -42,13 +43,13 @@ typedef struct {
 #define ES_SCALAR_ASM 1
 
 /* Requantizes and stores, as es_store_four; the function's frame as ES_ENTER leaves it. r0: the
- * es_four, r1: the constants, from [sp, #4]: y. Leaves the end of the constants at [sp].
+ * es_four, r1: the scale, at [sp, #4]: y. Leaves the end of the scale at [sp].
  * r1 and r2 are the halves of the multiplier, r3 the shift, r4 a sum, r5 and r7 its halves; r8 y,
  * r9 the pitch, r10 the rounding constant, r11 and r12 the limits, lr the sums' end. */
 #define ES_STORE_FOUR                                                                           \
-  "ldmia r1!, {r4, r5, r6}\n str r1, [sp]\n mov r10, r5\n mov r3, r6\n"                         \
-  "uxth r1, r4\n lsrs r2, r4, #16\n"                                                            \
-  "ldmia r0!, {r4, r5, r6, r7}\n mov r9, r4\n mov r11, r5\n mov r12, r6\n"                      \
+  "ldmia r1!, {r2, r3}\n str r1, [sp]\n uxth r1, r2\n lsrs r2, r2, #16\n"                        \
+  "ldmia r0!, {r4, r5}\n mov r9, r4\n lsls r5, r3\n asrs r5, r5, #1\n mov r10, r5\n"            \
+  "ldmia r0!, {r5, r6, r7}\n mov r11, r5\n mov r12, r6\n"                                      \
   "adds r7, r7, r0\n mov lr, r7\n ldr r4, [sp, #4]\n mov r8, r4\n"                              \
   "7:\n ldmia r0!, {r4}\n sxth r5, r4\n subs r7, r4, r5\n asrs r7, r7, #16\n"                   \
   "mov r6, r5\n muls r6, r1, r6\n asrs r6, r6, #16\n muls r5, r2, r5\n adds r6, r6, r5\n"       \
@@ -73,14 +74,14 @@ typedef struct {
 #else
 #define ES_SCALAR_ASM 0
 
-/* Requantizes and stores; returns the end of the constants. */
-static inline const int32_t *es_store_four(const es_four *four, const int32_t *constants,
+/* Requantizes and stores; returns the end of the scale. */
+static inline const int32_t *es_store_four(const es_four *four, const int32_t *scale,
                                            int8_t *y) {
   for (int32_t i = 0; i < four->n_bytes >> 2; i++, y += four->pitch) {
-    int32_t value = es_requantize_scalar(four->sums[i], constants);
+    int32_t value = es_requantize_scalar(four->sums[i], scale, four->level);
     *y = (int8_t)es_clamp(value, four->y_min, four->y_max);
   }
-  return constants + 3;
+  return scale + 2;
 }
 
 #endif

@@ -15,8 +15,7 @@
  * upper, H, too: H = (S >> 16) + bit 15 of S. So only H must be taken out before it overflows, and
  * the sum of all S, mod 2^32, gives the sum of L at the end. The lowering knows the weights and
  * says when: for every filter the stream has
- *   bias; for every 4 values a word of 4 weights; multiplier, rounding constant and shift of
- *   es_requantize_scalar.
+ *   bias; for every 4 values a word of 4 weights; multiplier and shift of es_requantize_scalar.
  * Flags, from the highest bit of a word down, stand before the weights they are for: 0 adds 4
  * products; 1 adds 4 and takes the sums out after them, and a second bit says whether after the
  * first 2 as well. The last bit of a flag word is a 1 with only zeros below it; another word of
@@ -74,10 +73,10 @@ __attribute__((naked, noinline)) static const int32_t *es_filter(
       "lsls r2, r2, #1\n bcc 1b\n b 2b\n"
       "4:\n"
       "ldr r5, [sp, #44]\n cmp r0, r5\n bne 0b\n"
-      "ldr r0, [sp]\n adds r0, #16\n"
+      "ldr r0, [sp]\n adds r0, #20\n"
       "mov r4, r9\n mov r2, r8\n lsls r3, r4, #16\n subs r3, r2, r3\n"
       "mov r6, r11\n mov r2, r10\n lsls r5, r6, #16\n subs r5, r2, r5\n"
-      "stmia r0!, {r3, r4, r5, r6}\n subs r0, #32\n" ES_STORE_FOUR ES_LEAVE);
+      "stmia r0!, {r3, r4, r5, r6}\n subs r0, #36\n" ES_STORE_FOUR ES_LEAVE);
 }
 
 #else
@@ -168,7 +167,7 @@ void es_conv_s8__scalar(const es_conv_shape *shape, const int8_t *x, const int32
   const es_conv_shape *s = shape;
   int32_t pixels = s->y_h * s->y_w, y_c = s->y_c;
   const int32_t *end = columns + (((s->k_h * s->k_w * s->x_c + 3) & ~3) << 1);
-  es_four four = {y_c, s->y_min, s->y_max, 0, {0, 0, 0, 0}};
+  es_four four = {y_c, 2 * s->y_zero + 1, s->y_min, s->y_max, 0, {0, 0, 0, 0}};
   for (int32_t b = 0; b < s->batches; b++, x += s->x_h * s->x_w * s->x_c) {
     int32_t oy = 0, ox = 0;
     for (int32_t left = pixels; left > 0; left -= 4) {

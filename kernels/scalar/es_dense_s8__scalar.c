@@ -5,8 +5,7 @@
  *
  *   x       [in]   int8 (rows, n_in), aligned to 4 bytes
  *   stream  [in]   int32: for every four outputs their 4 biases; for every 4 inputs a word of 4
- *                  weights of each; multiplier, rounding constant and shift of es_requantize_scalar
- *                  of each. The last n_out % 4 outputs follow one by one in the same way.
+ *                  weights of each; multiplier and shift of es_requantize_scalar of each. The last n_out % 4 outputs follow one by one in the same way.
  *   y       [out]  int8 (rows, n_out), must not alias x
  *
  * Pre:   n_in is a multiple of 4; w_zero is 0; |bias[o]| + 128 * sum |w[o]| < 2^29; all shifts right
@@ -66,6 +65,7 @@ static const int32_t *es_dot_four(const int8_t *x, const int8_t *end, const int3
 
 void es_dense_s8__scalar(const es_dense_shape *shape, const int8_t *x, const int32_t *stream,
                          int8_t *y) {
+  int32_t level = 2 * shape->y_zero + 1;
   for (int32_t r = 0; r < shape->rows; r++, x += shape->n_in) {
     const int8_t *end = x + shape->n_in;
     const int32_t *at = stream;
@@ -82,8 +82,8 @@ void es_dense_s8__scalar(const es_dense_shape *shape, const int8_t *x, const int
         }
         at = (const int32_t *)(const void *)w;
       }
-      for (int32_t i = 0; i < n; i++, at += 3) {
-        int32_t value = es_requantize_scalar(sums[i], at);
+      for (int32_t i = 0; i < n; i++, at += 2) {
+        int32_t value = es_requantize_scalar(sums[i], at, level);
         *y++ = (int8_t)es_clamp(value, shape->y_min, shape->y_max);
       }
     }

@@ -2,8 +2,8 @@
  *
  *   x         [in]   int8 (batches, x_h, x_w, x_c)
  *   w         [in]   int8 (y_c, k_h, k_w), symmetric
- *   channels  [in]   int32 (y_c, 4): bias, of the layer minus x_zero * sum of the filter's weights;
- *                    multiplier, rounding constant and shift of es_requantize_scalar
+ *   channels  [in]   int32 (y_c, 3): bias, of the layer minus x_zero * sum of the filter's weights;
+ *                    multiplier and shift of es_requantize_scalar
  *   at_once   [in]   output rows that are computed together
  *   window    [tmp]  int8 (rows, columns, x_c), aligned to 4 bytes: the input rows that they need, with
  *                    rows = (at_once - 1) * stride_h + (k_h - 1) * dilation_h + 1,
@@ -60,9 +60,9 @@ __attribute__((naked, noinline)) static void es_four_windows(const int8_t *x, co
       "ldr r3, [sp, #8]\n adds r0, r0, r3\n cmp r1, lr\n bne 2b\n"
       "4:\n"
       "add sp, #12\n"
-      "ldr r0, [sp]\n ldr r1, [r0, #32]\n adds r1, #4\n adds r0, #52\n"
+      "ldr r0, [sp]\n ldr r1, [r0, #32]\n adds r1, #4\n adds r0, #56\n"
       "mov r4, r8\n mov r5, r9\n mov r6, r10\n mov r7, r11\n stmia r0!, {r4, r5, r6, r7}\n"
-      "subs r0, #32\n" ES_STORE_FOUR ES_LEAVE);
+      "subs r0, #36\n" ES_STORE_FOUR ES_LEAVE);
 }
 
 #else
@@ -115,7 +115,7 @@ void es_depthwise_s8__scalar(const es_conv_shape *shape, const int8_t *x, const 
   int32_t columns = (y_w - 1) * s->stride_w + (s->k_w - 1) * s->dilation_w + 1;
   int32_t pitch = columns * x_c, reach = (s->k_h - 1) * s->dilation_h + 1;
   es_windows windows = {{0, 0, 0, 0}, s->dilation_w * x_c, 0, s->k_w, s->k_h * s->k_w, channels,
-                        {y_c, s->y_min, s->y_max, 0, {0, 0, 0, 0}}};
+                        {y_c, 2 * s->y_zero + 1, s->y_min, s->y_max, 0, {0, 0, 0, 0}}};
   windows.line = s->dilation_h * pitch - s->k_w * windows.tap;
   for (int32_t b = 0; b < s->batches; b++, x += s->x_h * s->x_w * x_c) {
     int32_t next = -s->pad_top; /* the next row of x to copy */
@@ -144,7 +144,7 @@ void es_depthwise_s8__scalar(const es_conv_shape *shape, const int8_t *x, const 
         for (int32_t o = 0, rest = 0; o < y_c; o++, to++) {
           es_four_windows(from, filter, &windows, to);
           filter += windows.size;
-          windows.channel += 4;
+          windows.channel += 3;
           rest += x_c;
           if (rest == y_c) rest = 0, from++;
         }
