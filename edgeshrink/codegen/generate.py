@@ -31,7 +31,7 @@ _KEYWORDS: Final = """
     default delete do double else enum explicit export extern false float for friend goto if inline
     int long mutable namespace new not operator or private protected public register restrict return
     short signed sizeof static struct switch template this throw true try typedef union unsigned
-    using virtual void volatile while xor es main
+    using virtual void volatile while xor es main golden_test
 """
 
 

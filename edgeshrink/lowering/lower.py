@@ -134,7 +134,8 @@ def _check_tensor(tensor: Tensor, where: str) -> None:
     name = tensor.name or f"tensor {tensor.index}"
     if tensor.dtype not in DTYPES:
         raise ModelError(where, f"has {name} of type {tensor.dtype}", "quantize the model to int8")
-    if 0 in tensor.shape:
+    is_list = tensor.data is not None and tensor.dtype in ("int32", "int64")
+    if 0 in tensor.shape and not is_list:  # the list of a scalar's sizes is empty
         raise ModelError(where, f"has {name} of shape {tensor.shape}", "leave empty tensors out")
     if tensor.n_bytes > MAX_TENSOR_BYTES:
         raise ModelError(

@@ -71,10 +71,16 @@ def _fault(graph: Graph, op: Op) -> str:
     if any(i < 0 and position not in optional for position, i in enumerate(op.inputs)):
         return "lacks an input"
     for index in (*op.inputs, *op.outputs):
-        if index < 0 or graph.tensors[index].dtype in ("int32", "int64"):
+        tensor = graph.tensors[max(index, 0)]
+        if index >= 0 and tensor.is_variable and tensor.data is not None:
+            return f"has {tensor.name or index}, a variable that is a constant"
+        if index < 0 or tensor.dtype in ("int32", "int64"):
             continue  # a list of sizes or axes may be empty: that of a scalar's shape is
-        if any(size < 1 for size in graph.tensors[index].shape):
-            return f"has a tensor of the shape {graph.tensors[index].shape}"
+        if any(size < 1 for size in tensor.shape):
+            return f"has a tensor of the shape {tensor.shape}"
+    for key, value in op.options.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            return f"has the option {key} = {value}"
     if op.kind in STATE_KINDS:
         return _variable(graph, op)
     if any(graph.tensors[i].dtype == "resource" for i in (*op.inputs, *op.outputs) if i >= 0):
@@ -98,7 +104,16 @@ def _conv(graph: Graph, op: Op, x: Tensor, y: Tensor) -> str:
         fits = groups * w.shape[3] == x.shape[3] and n_out % groups == 0
     if not fits or y.shape[3] != n_out or y.shape[0] != x.shape[0]:
         return f"has weights of the shape {w.shape} for {x.shape} to {y.shape}"
-    return _bias(graph, op, n_out) or _windows(graph, op, x, y)
+    axis = 3 if op.kind == "DEPTHWISE_CONV_2D" else 0
+    return _scales(w, axis) or _bias(graph, op, n_out) or _windows(graph, op, x, y)
+
+
+def _scales(w: Tensor, axis: int) -> str:
+    """Check that weights have one scale, or one for each filter."""
+    q = w.quantization
+    if q is None or q.scales.size == 1 or q.axis == axis:
+        return ""
+    return f"has weights {w.shape} with {q.scales.size} scales along axis {q.axis}, not {axis}"
 
 
 def _bias(graph: Graph, op: Op, n_out: int) -> str:
@@ -132,7 +147,12 @@ def _dense(graph: Graph, op: Op, x: Tensor, y: Tensor) -> str:
     rows, rest = divmod(math.prod(x.shape), w.shape[1])
     if rest or rows * w.shape[0] != math.prod(y.shape):
         return f"has weights of the shape {w.shape} for {x.shape} to {y.shape}"
-    return _bias(graph, op, w.shape[0])
+    return _scales(w, 0) or _bias(graph, op, w.shape[0])
+
+
+def _transpose_conv(graph: Graph, op: Op, _: Tensor, __: Tensor) -> str:
+    w = graph.tensors[op.inputs[1]]
+    return _scales(w, 0) or ("" if len(w.shape) == 4 else "has weights that are not of rank 4")
 
 
 def _pool(graph: Graph, op: Op, x: Tensor, y: Tensor) -> str:
@@ -184,8 +204,10 @@ def _pad(graph: Graph, op: Op, x: Tensor, y: Tensor) -> str:
     amounts = constant_input(graph, op, 1)
     if amounts is None:
         return ""
-    if amounts.shape != (len(x.shape), 2):
-        return f"has amounts of the shape {amounts.shape} for {x.shape}"
+    if amounts.shape != (len(x.shape), 2) or (amounts < 0).any():
+        return f"has the amounts {amounts.tolist()} for {x.shape}"
+    if op.kind == "PADV2" and math.prod(graph.tensors[op.inputs[2]].shape) != 1:
+        return f"has a value of the shape {graph.tensors[op.inputs[2]].shape}"
     sizes = tuple(int(a) + size for a, size in zip(amounts.sum(axis=1), x.shape, strict=True))
     return "" if sizes == y.shape else f"makes {y.shape} of {x.shape}"
 
@@ -213,23 +235,66 @@ def _transpose(graph: Graph, op: Op, x: Tensor, y: Tensor) -> str:
     return "" if moved == y.shape else f"makes {y.shape} of {x.shape}"
 
 
-def _strided_slice(graph: Graph, op: Op, x: Tensor, _: Tensor) -> str:
+def _strided_slice(graph: Graph, op: Op, x: Tensor, y: Tensor) -> str:
     bounds = [constant_input(graph, op, position) for position in (1, 2, 3)]
-    for bound in bounds:
-        if bound is not None and bound.shape != (len(x.shape),):
+    known = [bound for bound in bounds if bound is not None]
+    for bound in known:
+        if bound.shape != (len(x.shape),):
             return f"has bounds of the shape {bound.shape} for {x.shape}"
-    begin = bounds[0]
-    if begin is None:
+    if len(known) < 3 or op.options["ellipsis_mask"] or op.options["new_axis_mask"]:
         return ""
-    shrunk = np.array([op.options.get("shrink_axis_mask", 0) >> a & 1 for a in range(begin.size)])
-    sizes = np.array(x.shape)
-    outside = (begin < -sizes) | (begin >= sizes)
-    return f"begins at {begin.tolist()} of {x.shape}" if (shrunk * outside).any() else ""
+    masks = [int(op.options[f"{name}_mask"]) for name in ("begin", "end", "shrink_axis")]
+    expected = []
+    for axis, (size, *numbers) in enumerate(zip(x.shape, *known, strict=True)):
+        begin, end, step = (int(n) for n in numbers)
+        no_begin, no_end, shrinks = (mask >> axis & 1 for mask in masks)
+        if step == 0 or (shrinks and not -size <= begin < size):
+            return f"takes {begin} to {end} by {step} of {x.shape}"
+        taken = len(
+            range(*slice(None if no_begin else begin, None if no_end else end, step).indices(size))
+        )
+        if not shrinks:
+            expected.append(taken)
+    return "" if tuple(expected) == y.shape else f"makes {y.shape} of {x.shape}"
 
 
-def _gather(_: Graph, op: Op, x: Tensor, __: Tensor) -> str:
-    axis = op.options.get("axis", 0)
-    return "" if -len(x.shape) <= axis < len(x.shape) else f"has the axis {axis} for {x.shape}"
+def _gather(graph: Graph, op: Op, x: Tensor, y: Tensor) -> str:
+    axis, rank = op.options.get("axis", 0), len(x.shape)
+    if not -rank <= axis < rank:
+        return f"has the axis {axis} for {x.shape}"
+    axis %= rank
+    indices = graph.tensors[op.inputs[1]]
+    n_batch = op.options.get("batch_dims", 0)
+    n_batch += len(indices.shape) if n_batch < 0 else 0
+    if not 0 <= n_batch <= min(axis, len(indices.shape)):
+        return f"has {n_batch} batch dimensions for {x.shape} and {indices.shape}"
+    expected = (*x.shape[:axis], *indices.shape[n_batch:], *x.shape[axis + 1 :])
+    if x.shape[:n_batch] != indices.shape[:n_batch] or y.shape != expected:
+        return f"makes {y.shape} of {x.shape} and {indices.shape}"
+    given = constant_input(graph, op, 1)
+    if given is not None and given.size and not (0 <= given.min() <= given.max() < x.shape[axis]):
+        return f"gathers {given.min()} to {given.max()} of {x.shape[axis]}"
+    return ""
+
+
+def _resize(graph: Graph, op: Op, x: Tensor, y: Tensor) -> str:
+    if len(x.shape) != 4 or len(y.shape) != 4 or x.shape[::3] != y.shape[::3]:
+        return f"makes {y.shape} of {x.shape}"
+    size = constant_input(graph, op, 1)
+    fits = size is None or size.reshape(-1).tolist() == list(y.shape[1:3])
+    return "" if fits else f"makes {y.shape} of {x.shape}"
+
+
+def _arg_max(graph: Graph, op: Op, x: Tensor, y: Tensor) -> str:
+    given = constant_input(graph, op, 1)
+    if given is None:
+        return ""
+    axes, rank = given.reshape(-1).tolist(), len(x.shape)
+    if len(axes) != 1 or not -rank <= axes[0] < rank:
+        return f"has the axes {axes} for {x.shape}"
+    axis = axes[0] % rank
+    fits = y.shape == (*x.shape[:axis], *x.shape[axis + 1 :])
+    return "" if fits else f"makes {y.shape} of {x.shape}"
 
 
 def _variable(graph: Graph, op: Op) -> str:
@@ -303,6 +368,9 @@ CHECKS: Final[tuple[tuple[tuple[str, ...], Callable[[Graph, Op, Tensor, Tensor],
     (("TRANSPOSE",), _transpose),
     (("STRIDED_SLICE",), _strided_slice),
     (("GATHER",), _gather),
+    (("RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR"), _resize),
+    (("ARG_MAX",), _arg_max),
+    (("TRANSPOSE_CONV",), _transpose_conv),
     (("SLICE",), _slice),
     (("SPLIT", "SPLIT_V", "UNPACK"), _split),
     (("SOFTMAX", "LOG_SOFTMAX", "L2_NORMALIZATION", "RSQRT"), _unary),

@@ -36,7 +36,7 @@ def conv_padding(graph: Graph, op: Op) -> tuple[int, int, int, int]:
 
 def window_of(graph: Graph, op: Op) -> tuple[int, int]:
     """Return (rows, columns) of the kernel of a convolution, or of the window of a pool."""
-    if "filter_height" in op.options:
+    if op.kind in ("AVERAGE_POOL_2D", "MAX_POOL_2D"):
         return op.options["filter_height"], op.options["filter_width"]
     height, width = graph.tensors[op.inputs[1]].shape[1:3]
     return height, width
