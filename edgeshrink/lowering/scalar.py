@@ -6,7 +6,7 @@ sums must be taken out of the halves before they overflow; when, follows from th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -206,8 +206,8 @@ def scalar_dense(conv: Conv, shape: StructArg) -> list[Variant]:
     packed = conv.weights.reshape(n_out, n_in).view("<i4")  # (n_out, words)
     stream: list[npt.NDArray[np.int32]] = []
     whole = n_out // 4 * 4
-    fours = [slice(o, o + 4) for o in range(0, whole, 4)]
-    for group in (*fours, *(slice(o, o + 1) for o in range(whole, n_out))):
+    groups = [slice(o, o + 4) for o in range(0, whole, 4)]
+    for group in (*groups, *(slice(o, o + 1) for o in range(whole, n_out))):
         stream += [folded[group], packed[group].T.ravel(), scales[group].ravel()]
     call = Call(
         function="es_dense_s8__scalar",
@@ -224,4 +224,5 @@ def scalar_dense(conv: Conv, shape: StructArg) -> list[Variant]:
         cycles=shape.fields["rows"] * (4.7 * n_out * n_in + 75.0 * n_out),
         code_bytes=500,
     )
-    return [one, *(scalar_conv(conv) if shape.fields["rows"] > 1 else [])]
+    fours = scalar_conv(conv) if shape.fields["rows"] > 1 else []
+    return [one, *(replace(v, name="scalar by four rows") for v in fours)]
