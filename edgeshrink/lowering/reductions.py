@@ -87,14 +87,21 @@ def pool(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ...]:
         code_bytes=300,
     )
     fits = name == "maxpool" or covered <= 256  # four sums of 16 bits
-    if "dsp" not in isa or suffix != "s8" or not fits:
+    if suffix != "s8" or not fits:
+        return (reference,)
+    if "dsp" in isa:
+        per_value, per_output = 2.75, 42 if name == "avgpool" else 18
+        folder = "dsp"
+    elif "scalar" in isa and name == "avgpool" and x.shape[3] % 4 == 0:
+        per_value, per_output, folder = 3.5, 50, "scalar"
+    else:
         return (reference,)
     by_four = replace(
         reference,
-        name="dsp",
-        calls=(_call(f"es_{name}_s8__dsp", "es_pool_shape", fields, x, y),),
-        cycles=n * (2.75 * covered + (42 if name == "avgpool" else 18)),
-        code_bytes=500,
+        name=folder,
+        calls=(_call(f"es_{name}_s8__{folder}", "es_pool_shape", fields, x, y),),
+        cycles=n * (per_value * covered + per_output),
+        code_bytes=500 if folder == "dsp" else 380,
     )
     return (reference, by_four)
 

@@ -1,6 +1,5 @@
-/* Four int8 values to a register, on Armv7E-M and Armv8-M with DSP extension.
- *
- * Elsewhere portable functions stand in, so that a host runs the same kernels. */
+/* Four int8 values to a register. SSUB8 and SEL are of Armv7E-M and Armv8-M with DSP extension;
+ * elsewhere portable functions stand in, so that a host runs the same kernels. */
 #ifndef ES_BYTES_H
 #define ES_BYTES_H
 
@@ -41,6 +40,13 @@ static inline int32_t es_min4(int32_t a, int32_t b) {
 }
 
 #endif
+
+/* Four bytes at a multiple of four: one load on every core. */
+static inline int32_t es_load4_aligned(const int8_t *from) {
+  int32_t word;
+  es_copy(&word, __builtin_assume_aligned(from, 4), 4);
+  return word;
+}
 
 /* One int8 value four times. */
 static inline int32_t es_repeat4(int32_t value) {

@@ -53,6 +53,7 @@ typedef struct {
 } es_arg_shape;
 
 void es_avgpool_s8__ref(const es_pool_shape *shape, const int8_t *x, int8_t *y);
+void es_avgpool_s8__scalar(const es_pool_shape *shape, const int8_t *x, int8_t *y);
 void es_avgpool_s8__dsp(const es_pool_shape *shape, const int8_t *x, int8_t *y);
 void es_avgpool_s16__ref(const es_pool_shape *shape, const int16_t *x, int16_t *y);
 void es_maxpool_s8__ref(const es_pool_shape *shape, const int8_t *x, int8_t *y);

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as S
@@ -11,7 +13,15 @@ from hypothesis import strategies as st
 from edgeshrink.errors import ModelError
 from edgeshrink.graph_reader import read_graph
 from edgeshrink.lowering import lower
-from tests.kernels.host import DSP_ISA, SCALAR_ISA, check_against_tflm, random_inputs
+from tests.kernels.host import (
+    DSP_ISA,
+    SCALAR_ISA,
+    HostModel,
+    check_against_tflm,
+    lowered_each_way,
+    random_inputs,
+    tflm_outputs,
+)
 from tests.kernels.mutants import is_killed
 from tests.kernels.pointwise_models import Spec, one_op
 
@@ -143,6 +153,19 @@ def test_a_sum_is_written_over_an_input_of_its_size(shapes):
     lowered = lower(read_graph(data), ())
     padded = [-(-size // 16) * 16 for size in sizes]
     assert lowered.arena.n_bytes <= padded[0] + padded[1]
+
+
+@pytest.mark.parametrize("isa", [DSP_ISA, SCALAR_ISA], ids=["dsp", "scalar"])
+def test_an_activation_from_0_to_1_that_a_pass_fused_clamps_the_sum(isa):
+    shape = (65536,)
+    inputs = [Spec(shape, "INT8", 0.02, -3), Spec(shape, "INT8", 0.01, 7)]
+    data = one_op("ADD", inputs, Spec(shape, "INT8", 0.02, -40), S.AddOptionsT())
+    ((plain,),) = tflm_outputs(data, *every_pair())
+    graph = read_graph(data)
+    fused = replace(graph.ops[0], options={**graph.ops[0].options, "activation": "RELU_0_TO_1"})
+    for label, lowered in lowered_each_way(replace(graph, ops=(fused,)), isa):
+        (got,) = HostModel(lowered).run(*(values[0] for values in every_pair()))
+        np.testing.assert_array_equal(got, np.clip(plain, -40, 10), err_msg=label)
 
 
 # Scales of 1, 1 and 2: half of all sums end in a tie of the last shift; 1/3 makes inexact factors.

@@ -72,6 +72,11 @@ def test_a_pool_by_four_channels_on_cortex_m4_equals_tensorflow_lite_micro(name,
     check_on_core(POOLS[name], "cortex-m4f", tmp_path)
 
 
+@pytest.mark.parametrize("core", ["cortex-m0+", "rv32imc"])
+def test_a_pool_by_four_channels_on_a_small_core_equals_tensorflow_lite_micro(core, tmp_path):
+    check_on_core(POOLS["clamped mean"], core, tmp_path)
+
+
 @pytest.mark.parametrize("core", CORES)
 @pytest.mark.parametrize("name", OTHERS)
 def test_an_operator_equals_tensorflow_lite_micro_on_every_core(core, name, tmp_path):

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from edgeshrink.errors import ModelError
 from edgeshrink.graph_reader import read_graph
 from edgeshrink.lowering import lower
-from tests.kernels.host import HostModel, check_against_tflm, random_inputs
+from tests.kernels.host import (
+    DSP_ISA,
+    SCALAR_ISA,
+    HostModel,
+    check_against_tflm,
+    random_inputs,
+)
 from tests.kernels.mutants import is_killed
 from tests.kernels.pointwise_models import Spec, one_op
 
@@ -72,7 +78,16 @@ def test_pools_equal_tensorflow_lite_micro(kind, sizes, same, dtype, scale, zero
     data = pool_model(
         kind, *sizes, same=same, dtype=dtype, scale=scale, zero=zero, activation=activation
     )
-    check_against_tflm(data, *random_inputs(data, seed=seed))
+    for isa in (DSP_ISA, SCALAR_ISA):
+        check_against_tflm(data, *random_inputs(data, seed=seed), isa=isa)
+
+
+@pytest.mark.parametrize("isa", [DSP_ISA, SCALAR_ISA], ids=["dsp", "scalar"])
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("rows", [16, 17])
+def test_a_mean_of_the_most_that_16_bits_hold_equals_tensorflow_lite_micro(isa, channels, rows):
+    data = pool_model("AVERAGE_POOL_2D", (1, rows, 16, channels), (rows, 16), (1, 1), same=False)
+    check_against_tflm(data, *random_inputs(data), isa=isa)
 
 
 @st.composite
