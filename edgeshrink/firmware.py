@@ -18,7 +18,7 @@ from edgeshrink.budget import Budget
 from edgeshrink.codegen import Generated, Golden, generate
 from edgeshrink.emulation import emulate_firmware
 from edgeshrink.errors import BudgetError, ConfigError, ModelError
-from edgeshrink.graph import Graph
+from edgeshrink.graph import Graph, layer_name
 from edgeshrink.graph_reader import read_graph, read_model_bytes
 from edgeshrink.lowering import Lowered, Optimize, Step, lower
 from edgeshrink.passes import PASSES, PassReport, run_passes
@@ -214,7 +214,7 @@ def _slowest(profile: Profile) -> str:
     op = max(profile.ops, key=lambda op: op.cycles or 0.0)
     total = sum(o.cycles or 0.0 for o in profile.ops) or 1.0
     share = 100 * (op.cycles or 0.0) / total
-    return f"operator {op.index} {op.kind} {op.name} takes {share:.0f} % of the cycles"
+    return f"operator {op.index} {op.kind} {layer_name(op.name)} takes {share:.0f} % of the cycles"
 
 
 def _ram_remedy(firmware: Firmware) -> str:
@@ -232,9 +232,9 @@ def _ram_remedy(firmware: Firmware) -> str:
     if not lowered.steps:
         return ""
     peak = max(lowered.steps, key=need)
-    text = f"operator {peak.op} {peak.kind} {peak.name} is at the peak with {need(peak)} B"
-    less = "" if lowered.optimize == "ram" else "try --optimize ram, or "
-    return f"{text}; {less}give it a smaller input or fewer channels"
+    name = layer_name(peak.name)
+    text = f"operator {peak.op} {peak.kind} {name} is at the peak with {need(peak)} B"
+    return f"{text}: give it a smaller input or fewer channels"
 
 
 def compile_firmware(
@@ -324,7 +324,7 @@ def check_types(graph: Graph, target: Target) -> None:
                 continue
             tensor = graph.tensors[index]
             if tensor.dtype.startswith("float") and tensor.dtype not in target.ops.dtypes:
-                layer = f" ({tensor.name})" if tensor.name else ""
+                layer = f" ({layer_name(tensor.name)})" if tensor.name else ""
                 raise ModelError(
                     f"operator {op.index} {op.kind} v{op.version}{layer}",
                     f"computes in {tensor.dtype}, {target.name} allows "

@@ -69,3 +69,8 @@ class Graph:
     input_names: tuple[str, ...] = ()  # of the signature where there is one, else the tensors'
     output_names: tuple[str, ...] = ()
     subgraphs: tuple[Graph, ...] = ()  # those after the first (control flow, CALL_ONCE)
+
+
+def layer_name(name: str) -> str:
+    """Return a tensor's name for people: of a fused layer, whose name lists all, the first part."""
+    return name.split(";")[0]

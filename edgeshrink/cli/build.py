@@ -14,6 +14,7 @@ from edgeshrink.units import format_bytes
 
 if TYPE_CHECKING:
     from edgeshrink.build import Built
+    from edgeshrink.exporting import Agreement
     from edgeshrink.lowering import Optimize
     from edgeshrink.task import Task
 
@@ -126,6 +127,24 @@ def built_json(built: Built, task: Task) -> dict[str, object]:
     }
 
 
+def show_agreement(found: Agreement) -> str:
+    """Say in one line how far two engines lie apart, and what they may."""
+    pair = f"{found.engine} and {found.reference}"
+    if not found.largest:
+        return f"{pair}: {found.n_values:,} values, all equal"
+    line = (
+        f"{pair}: largest difference {found.largest:.3g} {found.unit} "
+        f"({'limit' if found.within_limit else 'BEYOND the limit of'} {found.limit:.3g}), "
+        f"rms {found.rms:.2g} ({found.rms_limit:.2g}), "
+        f"{100 * found.differing:.2f} % of {found.n_values:,} values differ"
+    )
+    if found.quantization_largest is not None:
+        line += (
+            f"; quantization: {found.quantization_largest:.3g}, rms {found.quantization_rms:.2g}"
+        )
+    return line
+
+
 def print_built(built: Built, task: Task, title: str) -> None:
     """Print the table of a build."""
     artifact, profile, metric = built.artifact, built.profile, task.metric
@@ -166,8 +185,11 @@ def print_built(built: Built, task: Task, title: str) -> None:
         print(f"  {'drop':<14} {built.drop:.4f} (measured, test split){verdict}")
     print()
     for a in built.agreements:
-        print(f"  {a.engine} and {a.reference}: largest difference {a.largest:.3g} {a.unit}, "
-              f"{100 * a.differing:.2f} % of {a.n_values:,} values differ")  # fmt: skip
+        print(f"  {show_agreement(a)}")
+        if not a.within_limit:
+            print(
+                f"  note: {artifact.target} does not run {a.engine}, so its difference is no error"
+            )
     for note in profile.notes:
         print(f"  note: {note}")
     if built.unchecked:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgeshrink.cli.output import print_json, show_figure
+from edgeshrink.graph import layer_name
 
 if TYPE_CHECKING:
     from edgeshrink.graph import Graph
@@ -149,9 +150,9 @@ def print_figures(profile: Profile) -> None:
             print(f"  {'':<14} {figure.note}")
 
 
-def layer_name(name: str, width: int = 48) -> str:
-    """Return a layer's name for a table: of a fused one its first part, cut to `width`."""
-    first = name.split(";")[0]
+def cut(name: str, width: int = 48) -> str:
+    """Return a layer's name for a table, its end if it is longer than `width`."""
+    first = layer_name(name)
     return first if len(first) <= width else "…" + first[1 - width :]
 
 
@@ -166,7 +167,7 @@ def print_ops(ops: Sequence[OpCost]) -> None:
     print(f"  {'op':>3}  {'kind':<24} {'MACs':>13} {'weights B':>10} {'live B':>9} "
           f"{'ms':>9} {'share':>6}  layer")  # fmt: skip
     for op in ops:
-        name = layer_name(op.name)
+        name = cut(op.name)
         ms = "" if op.latency_ms is None else f"{op.latency_ms:.4f}"
         share = f"{100 * op.latency_ms / total:.1f} %" if op.latency_ms and total else ""
         print(f"  {op.index:>3}  {op.kind:<24} {op.macs:>13,} {op.flash_bytes or 0:>10,} "
@@ -179,7 +180,7 @@ def print_counted(ops: Sequence[OpCost]) -> None:
     print(f"  {'op':>3}  {'kind':<24} {'MACs':>13} {'instructions':>13} {'cycles':>13} "
           f"{'per MAC':>8} {'share':>6}  layer")  # fmt: skip
     for op in ops:
-        cycles, name = op.cycles or 0.0, layer_name(op.name)
+        cycles, name = op.cycles or 0.0, cut(op.name)
         per_mac = f"{cycles / op.macs:.2f}" if op.macs else ""
         share = f"{100 * cycles / total:.1f} %" if total else ""
         print(f"  {op.index:>3}  {op.kind:<24} {op.macs:>13,} {op.instructions or 0:>13,} "

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeshrink.errors import ModelError
-from edgeshrink.graph import Graph, Op, Quantization
+from edgeshrink.graph import Graph, Op, Quantization, layer_name
 
 LIMITS: Final = {"int8": (-128, 127), "int16": (-32768, 32767), "uint8": (0, 255)}
 
@@ -49,7 +49,8 @@ def multipliers(
 def place_of(graph: Graph, op: Op) -> str:
     """Return how errors name an operator: index, kind, version, and its layer."""
     names = [graph.tensors[i].name for i in op.outputs if graph.tensors[i].name]
-    return f"operator {op.index} {op.kind} v{op.version}" + (f" ({names[0]})" if names else "")
+    layer = f" ({layer_name(names[0])})" if names else ""
+    return f"operator {op.index} {op.kind} v{op.version}{layer}"
 
 
 def refuse(graph: Graph, op: Op, what: str, fix: str) -> ModelError:
