@@ -35,7 +35,13 @@ from edgeshrink.lowering.emit_m4 import (
     requantization,
     with_pixels,
 )
-from edgeshrink.lowering.emit_pairs import emit_pairs, pairs_bytes, pairs_cycles, pairs_stream
+from edgeshrink.lowering.emit_pairs import (
+    emit_pairs,
+    pairs_bytes,
+    pairs_cycles,
+    pairs_stream,
+    plane_columns,
+)
 
 
 def block_variants(conv: Conv, stem: str = "es_conv_s8") -> list[Variant]:
@@ -59,7 +65,7 @@ def block_variants(conv: Conv, stem: str = "es_conv_s8") -> list[Variant]:
 def _by_columns(conv: Conv, scales: Requantization, stem: str) -> Variant | None:
     s = conv.shape
     k, pixels = s["k_h"] * s["k_w"] * s["x_c"], s["y_h"] * s["y_w"]
-    pairs = padded_pairs(-(-k // 2))
+    pairs = padded_pairs(-(-k // 2), min(4, pixels))
     block = Block(
         channels=4 if pixels == 1 and s["y_c"] >= 4 else 2, pixels=min(4, pixels),
         runs=1, pairs=pairs, run_pitch=0,
@@ -159,11 +165,13 @@ def pairs_variants(conv: Conv) -> list[Variant]:
     """Return the depthwise variant by pairs of rows where the layer's shape allows it."""
     s = conv.shape
     stride = s["stride_h"]
-    reach = np.abs(bias_of(conv).astype(np.int64)) + 128 * abs_sums(conv.weights)
+    reach = np.abs(conv.bias.astype(np.int64)) + 255 * abs_sums(conv.weights)
     scales = requantization(conv.multiplier, conv.shift, s["y_zero"], reach)
-    columns = (s["y_w"] - 1) * stride + 3
+    same = stride == 1 and s["pad_left"] == 1 and s["x_w"] == s["y_w"]
+    columns = plane_columns(s["y_w"], stride, same=same)
     if (
         scales is None
+        or reach.max() >= 2**30
         or s["x_c"] != s["y_c"]
         or (s["k_h"], s["k_w"], s["dilation_h"], s["dilation_w"]) != (3, 3, 1, 1)
         or stride != s["stride_w"]
@@ -171,10 +179,11 @@ def pairs_variants(conv: Conv) -> list[Variant]:
         or 8 * columns + 8 > MAX_OFFSET
     ):
         return []
-    name, emitted = emit_pairs(s["y_w"], stride, s["y_min"], s["y_max"])
-    stream = pairs_stream(conv.weights[..., 0], bias_of(conv), scales)
+    limits = s["y_min"], s["y_max"]
+    name, emitted = emit_pairs(s["y_w"], stride, *limits, same=same)
+    stream = pairs_stream(conv.weights[..., 0], conv.bias, scales)
     steps = -(-s["y_h"] // (3 - stride))
-    per_channel = pairs_cycles(s["y_w"], stride, (s["y_min"], s["y_max"])) + columns * 4.5
+    per_channel = pairs_cycles(s["y_w"], stride, limits, same=same) + columns * 4.5 + 5
     return [
         Variant(
             name="by pairs",

@@ -28,7 +28,7 @@ from edgeshrink.lowering.fixed_point import (
     scale_and_zero,
 )
 from edgeshrink.lowering.int16_layers import int16_layer
-from edgeshrink.lowering.scalar import scalar_conv, scalar_depthwise
+from edgeshrink.lowering.scalar import scalar_conv, scalar_depthwise, wide_conv
 from edgeshrink.passes.padding import conv_padding
 
 
@@ -44,6 +44,8 @@ def conv_2d(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ...]:
         found += block_variants(conv)
     if "scalar" in isa:
         found += scalar_conv(conv)
+    if "rv32" in isa:
+        found += wide_conv(conv)
     return tuple(found)
 
 
@@ -54,7 +56,7 @@ def depthwise_conv_2d(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Varia
     conv = _conv(graph, op, depthwise=True)
     found = [_reference(conv, "es_depthwise_s8__ref")]
     if "dsp" in isa and folded_bias(conv) is not None:
-        if right_shifts(conv) is not None:
+        if right_shifts(conv) is not None and conv.shape["x_c"] == conv.shape["y_c"] >= 4:
             found.append(_dsp_depthwise(conv))
         found += pairs_variants(conv)
     if "scalar" in isa:
@@ -93,15 +95,13 @@ def _dsp_depthwise(conv: Conv) -> Variant:
     columns = (s["y_w"] - 1) * s["stride_w"] + (s["k_w"] - 1) * s["dilation_w"] + 1
     window = rows * columns * s["x_c"]
     pixels = s["batches"] * s["y_h"] * s["y_w"]
-    fours = s["y_c"] // 4 if s["x_c"] == s["y_c"] else 0
     four = 240 + s["k_h"] * (30 + 20 * s["k_w"])
-    one = 90 + s["k_h"] * (15 + 9 * s["k_w"])
     return Variant(
         name="dsp",
         calls=(Call(function="es_depthwise_s8__dsp", args=_dsp_args(conv, window)),),
         overlaps={conv.x: row_distance(conv)},
-        cycles=float(pixels * (fours * four + (s["y_c"] - 4 * fours) * one)),
-        code_bytes=1140,
+        cycles=float(pixels * -(-s["y_c"] // 4) * four),
+        code_bytes=920,
     )
 
 

@@ -22,8 +22,10 @@ PARAMETERS: Final = "const int8_t *x, const int32_t *stream, int16_t *scratch, i
 GUARD: Final = "#if defined(__ARM_FEATURE_DSP) && defined(__thumb2__) && defined(__GNUC__)"
 MAX_OFFSET: Final = 4095  # of a load with an immediate
 _REGISTERS: Final = (*(f"r{i}" for i in range(2, 13)), "lr")
-_MOST_UNROLLED: Final = 40  # pairs in a row without a loop, 60 bytes of code each
-_MOST_LOOPED: Final = 32  # pairs in a turn of a loop, which itself takes 7 cycles
+_MOST_UNROLLED: Final = 32  # pairs in a row without a loop, 44 to 60 bytes of code each
+# Pairs in a turn of a loop, which itself takes 7 cycles: a pair takes 17 for four pixels, and 12
+# for one.
+_MOST_LOOPED: Final = {4: 24, 3: 24, 2: 32, 1: 32}
 _MAX_SHIFT: Final = 22  # 2^n * (zero point + 1/2) and a product of 2^30 fit int32 together
 
 
@@ -50,7 +52,7 @@ class Block:
     @property
     def unroll(self) -> int:
         """Pairs in a turn of the inner loop: a divisor of `pairs`."""
-        return unroll(self.pairs) if self.is_looped else self.pairs
+        return unroll(self.pairs, self.pixels) if self.is_looped else self.pairs
 
     @property
     def fits(self) -> bool:
@@ -64,16 +66,17 @@ class Block:
         )
 
 
-def unroll(pairs: int) -> int:
+def unroll(pairs: int, pixels: int) -> int:
     """Return the largest divisor of `pairs` that makes a loop of reasonable size."""
-    return max(n for n in range(1, min(_MOST_LOOPED, pairs) + 1) if pairs % n == 0)
+    return max(n for n in range(1, min(_MOST_LOOPED[pixels], pairs) + 1) if pairs % n == 0)
 
 
-def padded_pairs(pairs: int) -> int:
+def padded_pairs(pairs: int, pixels: int) -> int:
     """Return how many pairs, a few of them zeros, take the least time."""
     if pairs <= _MOST_UNROLLED:
         return pairs
-    return min(range(pairs, pairs + 8), key=lambda n: 17 * n + 7 * (n // unroll(n)))
+    pair = 5 + 3 * pixels
+    return min(range(pairs, pairs + 8), key=lambda n: pair * n + 7 * (n // unroll(n, pixels)))
 
 
 @dataclass(frozen=True, kw_only=True)

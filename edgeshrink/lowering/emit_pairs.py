@@ -36,11 +36,25 @@ def pairs_stream(
     return unsigned.view(np.int32).ravel()
 
 
-def emit_pairs(y_w: int, stride: int, y_min: int, y_max: int) -> tuple[str, Emitted]:
-    """Return name and C file of the kernel for output rows of `y_w` pixels; any channels."""
-    columns = (y_w - 1) * stride + 3
+def plane_columns(y_w: int, stride: int, *, same: bool) -> int:
+    """Return the columns of a plane; `same`: stride 1 with a border of one, which is left out."""
+    return y_w if same else (y_w - 1) * stride + 3
+
+
+def emit_pairs(y_w: int, stride: int, y_min: int, y_max: int, *, same: bool) -> tuple[str, Emitted]:
+    """Return name and C file of the kernel for output rows of `y_w` pixels; any channels.
+
+    Args:
+        y_w: Output pixels of a row.
+        stride: 1 or 2, in both directions.
+        y_min: Lowest output.
+        y_max: Highest output.
+        same: Stride 1, and the input's rows are as long as the output's, with a border of one.
+    """
+    columns = plane_columns(y_w, stride, same=same)
     suffix = "" if (y_min, y_max) == (-128, 127) else f"_{y_min + 128}to{y_max + 128}"
-    name = f"es_depthwise_s8_3x3s{stride}w{y_w}{suffix}__dsp"
+    kind = "same" if same else f"s{stride}"
+    name = f"es_depthwise_s8_3x3{kind}w{y_w}{suffix}__dsp"
     arguments = (
         "const int32_t *planes, const int32_t *stream, int8_t *y, int32_t channels, int32_t row"
     )
@@ -58,18 +72,19 @@ def emit_pairs(y_w: int, stride: int, y_min: int, y_max: int) -> tuple[str, Emit
     for is_odd in (False, True):
         part = f"{name}_{'odd' if is_odd else 'even'}"
         lines += _wrapped(f"void {part}({arguments});", "")
-        lines.append(_assembly(part, y_w, stride, (y_min, y_max), is_odd=is_odd))
+        lines.append(_assembly(part, y_w, stride, (y_min, y_max), same=same, is_odd=is_odd))
     lines.append("#else")
     for is_odd in (False, True):
-        lines += _wrapped(f"static void {name}_{'odd' if is_odd else 'even'}({arguments}) {{", "")
+        part = f"{name}_{'odd' if is_odd else 'even'}"
+        lines += _wrapped(f"static void {part}({arguments}) {{", "")
         call = (
-            f"es_pairs_c(planes, stream, y, channels, row, {stride}, {columns}, {int(is_odd)}, "
-            f"{y_min}, {y_max});"
+            f"es_pairs_c(planes, stream, y, channels, row, {stride}, {y_w}, {columns}, "
+            f"{int(same)}, {int(is_odd)}, {y_min}, {y_max});"
         )
         lines += [*_wrapped(call, "  "), "}"]
     call = (
-        f"es_depthwise_by_pairs(shape, x, stream, planes, y, {columns}, {stride}, {name}_even, "
-        f"{name}_odd);"
+        f"es_depthwise_by_pairs(shape, x, stream, planes, y, {columns}, {int(same)}, {stride}, "
+        f"{name}_even, {name}_odd);"
     )
     lines += [
         "#endif", "", *_wrapped(f"void {name}({PARAMETERS}) {{", ""), *_wrapped(call, "  "), "}",
@@ -78,23 +93,29 @@ def emit_pairs(y_w: int, stride: int, y_min: int, y_max: int) -> tuple[str, Emit
     return name, Emitted(text="\n".join(lines), parameters=PARAMETERS)
 
 
-def pairs_cycles(y_w: int, stride: int, limits: tuple[int, int]) -> float:
+def pairs_cycles(y_w: int, stride: int, limits: tuple[int, int], *, same: bool) -> float:
     """Return the cycles of one channel of one call of the assembly."""
     if stride == 2:
         return 40 + y_w * (cycles(_wide_step("1", 16, limits, is_odd=False)) + 4)
-    full = cycles(_column(2, 100, 16, limits, is_odd=False))
-    return 50 + y_w * full + max(0, (y_w - 2) // 3) * 5
+    lines = _narrow_columns(y_w, 16, limits, same=same, is_odd=False, unrolled=True)
+    return 45 + cycles(lines) + (y_w - 2) // 3 * 5
 
 
 def pairs_bytes(y_w: int, stride: int) -> int:
     """Return the size of the assembly and the outer loop, about."""
-    return 1300 + 2 * len(_assembly("f", y_w, stride, (-128, 127), is_odd=False).splitlines()) * 4
+    return (
+        1300
+        + 2
+        * len(_assembly("f", y_w, stride, (-128, 127), same=True, is_odd=False).splitlines())
+        * 4
+    )
 
 
-def _assembly(name: str, y_w: int, stride: int, limits: tuple[int, int], *, is_odd: bool) -> str:
+def _assembly(
+    name: str, y_w: int, stride: int, limits: tuple[int, int], *, same: bool, is_odd: bool
+) -> str:
     """Return one `es_pairs_function`."""
-    columns = (y_w - 1) * stride + 3
-    plane = 4 * columns
+    plane = 4 * plane_columns(y_w, stride, same=same and stride == 1)
     lines = [
         "push {r4-r11, lr}", "ldr r12, [sp, #36]", f"vmov {_CHANNELS}, r3", f"vmov {_ROW}, r12",
         f"vmov {_PLANE}, r0", f"vmov {_STREAM}, r1", f"vmov {_Y_CHANNEL}, r2", "add r3, r2",
@@ -106,7 +127,7 @@ def _assembly(name: str, y_w: int, stride: int, limits: tuple[int, int], *, is_o
         f"vmov r12, {_PLANE}", f"addw lr, r12, #{2 * plane}", f"vmov {_PLANE}, lr",
     ]  # fmt: skip
     if stride == 1:
-        lines += _narrow_columns(y_w, plane, limits, is_odd=is_odd)
+        lines += _narrow_columns(y_w, plane, limits, same=same, is_odd=is_odd)
     else:
         upper, lower = (plane, 0) if is_odd else (0, plane)
         lines += [
@@ -122,27 +143,38 @@ def _assembly(name: str, y_w: int, stride: int, limits: tuple[int, int], *, is_o
     return function(name, lines)
 
 
-def _narrow_columns(y_w: int, plane: int, limits: tuple[int, int], *, is_odd: bool) -> list[str]:
+def _narrow_columns(
+    y_w: int,
+    plane: int,
+    limits: tuple[int, int],
+    *,
+    same: bool,
+    is_odd: bool,
+    unrolled: bool = False,
+) -> list[str]:
     """Stride 1: three columns of two sums each are under way, and each word is used for all."""
+    first, last = (1, y_w) if same else (0, y_w + 1)  # columns that a plane has
 
     def column(j: int) -> list[str]:
-        return _column(j, y_w, plane, limits, is_odd=is_odd)
+        return _column(j, range(first, last + 1), y_w, plane, limits, is_odd=is_odd)
 
     full = max(0, y_w - 2)  # columns 2 to y_w - 1: one output begins, one goes on, one ends
-    turns = full // 3 if full >= 6 else 0
-    lines = column(0) + column(1)
+    turns = full // 3 if full >= 6 and not unrolled else 0
+    lines = [line for j in range(first, min(2, last + 1)) for line in column(j)]
     if turns:
         lines += [f"add lr, r12, #{12 * turns}", f"vmov {_END}, lr", "1:"]
         for j in (2, 3, 4):
             lines += column(j)
         lines += [f"vmov lr, {_END}", "cmp r12, lr", "bne 1b"]
-    for j in range(2 + 3 * turns, y_w + 2):
+    for j in range(2 + 3 * turns, last + 1):
         lines += column(j)
     return lines
 
 
-def _column(j: int, y_w: int, plane: int, limits: tuple[int, int], *, is_odd: bool) -> list[str]:
-    """Multiply column j of the planes into up to three outputs, and store output j - 2."""
+def _column(
+    j: int, columns: range, y_w: int, plane: int, limits: tuple[int, int], *, is_odd: bool
+) -> list[str]:
+    """Multiply column j of the planes into up to three outputs, and store those that it ends."""
     sums = (("r6", "r7"), ("r8", "r9"), ("r10", "r11"))
     outputs = [(k, j - k) for k in range(3) if 0 <= j - k < y_w]
     lines: list[str] = []
@@ -154,7 +186,7 @@ def _column(j: int, y_w: int, plane: int, limits: tuple[int, int], *, is_odd: bo
         for k, x in outputs:
             top, bottom = sums[x % 3]
             start = top
-            if k == 0 and order == 0:
+            if j == max(x, columns[0]) and order == 0:
                 lines.append(f"vmov {bottom}, {_BIAS}")
                 start = bottom
             if is_upper:
@@ -163,10 +195,18 @@ def _column(j: int, y_w: int, plane: int, limits: tuple[int, int], *, is_odd: bo
             else:
                 lines += [f"smlabt {top}, lr, {_LAST[k]}, {start}",
                           f"smlad {bottom}, lr, {_LAST[k]}, {bottom}"]  # fmt: skip
-    if j < 2:
-        return lines
-    top, bottom = sums[(j - 2) % 3]
-    lines += [f"vmov {_P}, r12", f"vmov lr, {_MULTIPLIER}"]
+    ended = [x for _, x in reversed(outputs) if j == min(x + 2, columns[-1])]
+    if ended:
+        lines.append(f"vmov {_P}, r12")
+        for x in ended:
+            lines += _finish_two(*sums[x % 3], limits)
+        lines.append(f"vmov r12, {_P}")
+    return lines
+
+
+def _finish_two(top: str, bottom: str, limits: tuple[int, int]) -> list[str]:
+    """Requantize and store the sums of one column in both rows."""
+    lines = [f"vmov lr, {_MULTIPLIER}"]
     for r in (top, bottom):
         lines += [f"vmov r12, {_CONSTANT}", f"add r12, r12, {r}, asr #31",
                   f"smmlar {r}, {r}, lr, r12"]  # fmt: skip
@@ -176,7 +216,7 @@ def _column(j: int, y_w: int, plane: int, limits: tuple[int, int], *, is_odd: bo
     # The lower row first: where it does not exist, the upper one takes its place.
     lines += [
         f"vmov lr, {_Y}", f"vmov r12, {_ROW}", f"strb {bottom}, [lr, r12]", f"strb {top}, [lr]",
-        f"vmov r12, {_CHANNELS}", "add lr, r12", f"vmov {_Y}, lr", f"vmov r12, {_P}",
+        f"vmov r12, {_CHANNELS}", "add lr, r12", f"vmov {_Y}, lr",
     ]  # fmt: skip
     return lines
 

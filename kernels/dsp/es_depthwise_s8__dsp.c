@@ -12,7 +12,8 @@
  *                          read before anything is written over it: an output row is written after
  *                          the last row that it needs has been copied to window
  *
- * Pre:   |bias[o]| + 128 * sum |w[..][o]| < 2^30 (es_requantize_dsp; the lowering checks it).
+ * Pre:   x_c = y_c >= 4; |bias[o]| + 128 * sum |w[..][o]| < 2^30 (es_requantize_dsp; the lowering
+ *        checks it).
  * Exact: es_depthwise_s8__ref, bit for bit.
  *
  * Fast:  no test for borders inside, they are copied as x_zero; a word of four channels is loaded
@@ -54,13 +55,12 @@ void es_depthwise_s8__dsp(const es_conv_shape *shape, const int8_t *x, const int
                           const int32_t *bias, const int32_t *multiplier, const int8_t *shift,
                           int8_t *window, int8_t *y) {
   const es_conv_shape *s = shape;
-  int32_t k_h = s->k_h, k_w = s->k_w, y_c = s->y_c, per_channel = s->y_c / s->x_c;
+  int32_t k_h = s->k_h, k_w = s->k_w, y_c = s->y_c;
   int32_t rows = (k_h - 1) * s->dilation_h + 1;
   int32_t columns = (s->y_w - 1) * s->stride_w + (k_w - 1) * s->dilation_w + 1;
   int32_t pitch = columns * s->x_c, tap = s->dilation_w * s->x_c;
   int32_t line = s->dilation_h * pitch - k_w * tap; /* from behind a row of taps to the next row */
   int32_t levels[3] = {s->y_zero, s->y_min, s->y_max};
-  int32_t fours = per_channel == 1 ? y_c & ~3 : 0;
   for (int32_t b = 0; b < s->batches; b++, x += s->x_h * s->x_w * s->x_c) {
     int32_t next = -s->pad_top; /* the next row of x to copy */
     for (int32_t oy = 0; oy < s->y_h; oy++) {
@@ -74,18 +74,12 @@ void es_depthwise_s8__dsp(const es_conv_shape *shape, const int8_t *x, const int
       }
       for (int32_t ox = 0; ox < s->y_w; ox++, y += y_c) {
         const int8_t *pixel = window + ox * s->stride_w * s->x_c;
-        for (int32_t o = 0; o < fours; o += 4) {
+        for (int32_t o = 0;;) {
           int32_t sums[4] = {bias[o], bias[o + 1], bias[o + 2], bias[o + 3]};
           es_four_channels(pixel + o, w + o, tap, line, y_c, k_h, k_w, sums);
           es_finish(sums, 1, 4, multiplier + o, shift + o, levels, y + o);
-        }
-        for (int32_t o = fours; o < y_c; o++) {
-          const int8_t *p = pixel + o / per_channel, *q = w + o;
-          int32_t sum = bias[o];
-          for (int32_t ky = k_h; ky > 0; ky--, p += line) {
-            for (int32_t kx = k_w; kx > 0; kx--, p += tap, q += y_c) sum += *p * *q;
-          }
-          es_finish(&sum, 1, 1, multiplier + o, shift + o, levels, y + o);
+          if (o + 4 == y_c) break;
+          o = es_min(o + 4, y_c - 4); /* the last four may overlap those before */
         }
       }
     }

@@ -22,6 +22,12 @@ static inline int32_t es_sxtb16(int32_t x) { return (int32_t)__sxtb16((int8x4_t)
 static inline int32_t es_sxtb16_ror8(int32_t x) {
   return (int32_t)__sxtb16((int8x4_t)__ror((uint32_t)x, 8));
 }
+static inline int32_t es_sxtab16(int32_t a, int32_t x) {
+  return (int32_t)__sxtab16((int16x2_t)a, (int8x4_t)x);
+}
+static inline int32_t es_sxtab16_ror8(int32_t a, int32_t x) {
+  return (int32_t)__sxtab16((int16x2_t)a, (int8x4_t)__ror((uint32_t)x, 8));
+}
 static inline int32_t es_sadd16(int32_t a, int32_t b) {
   return (int32_t)__sadd16((int16x2_t)a, (int16x2_t)b);
 }
@@ -87,6 +93,10 @@ static inline int32_t es_sadd16(int32_t a, int32_t b) {
   uint32_t low = (uint32_t)(es_low16(a) + es_low16(b));
   uint32_t high = (uint32_t)(es_high16(a) + es_high16(b));
   return (int32_t)((low & 0xFFFF) | high << 16);
+}
+static inline int32_t es_sxtab16(int32_t a, int32_t x) { return es_sadd16(a, es_sxtb16(x)); }
+static inline int32_t es_sxtab16_ror8(int32_t a, int32_t x) {
+  return es_sadd16(a, es_sxtb16_ror8(x));
 }
 ES_OUTLINE void es_dot_2x2(const int8_t *w, int32_t step, const int8_t *x, int32_t next,
                            int32_t words, int32_t *sums) {
