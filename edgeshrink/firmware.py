@@ -21,6 +21,7 @@ from edgeshrink.errors import BudgetError, ConfigError, ModelError
 from edgeshrink.graph import Graph, layer_name
 from edgeshrink.graph_reader import read_graph, read_model_bytes
 from edgeshrink.lowering import Lowered, Optimize, Step, lower
+from edgeshrink.lowering.fixed_point import place_of
 from edgeshrink.passes import PASSES, PassReport, run_passes
 from edgeshrink.profile import Profile, exact
 from edgeshrink.runtimes import open_model
@@ -322,13 +323,11 @@ def check_types(graph: Graph, target: Target) -> None:
         for index in (*op.inputs, *op.outputs):
             if index < 0:
                 continue
-            tensor = graph.tensors[index]
-            if tensor.dtype.startswith("float") and tensor.dtype not in target.ops.dtypes:
-                layer = f" ({layer_name(tensor.name)})" if tensor.name else ""
+            dtype = graph.tensors[index].dtype
+            if dtype.startswith("float") and dtype not in target.ops.dtypes:
                 raise ModelError(
-                    f"operator {op.index} {op.kind} v{op.version}{layer}",
-                    f"computes in {tensor.dtype}, {target.name} allows "
-                    f"{', '.join(target.ops.dtypes)}",
+                    place_of(graph, op),
+                    f"computes in {dtype}, {target.name} allows {', '.join(target.ops.dtypes)}",
                     "quantize the model to int8, its inputs and outputs too",
                 )
 
