@@ -28,7 +28,8 @@ from edgeshrink.budget import Budget
 from edgeshrink.emulation import check_threads, emulate
 from edgeshrink.errors import BudgetError, ConfigError
 from edgeshrink.exporting import Agreement, Exported, check_exportable, export, golden_samples
-from edgeshrink.exporting.gates import compare, is_exact, limit_lsb
+from edgeshrink.exporting.exporter import quantization_error
+from edgeshrink.exporting.gates import EQUAL, compare, engine_limit, is_exact
 from edgeshrink.firmware import (
     ELF,
     Firmware,
@@ -293,7 +294,7 @@ def _score_firmware(
     ):
         got, expected = core.run(*sample), oracle.run(*sample)
         agreement = compare(
-            f"firmware on the emulated {target.cpu.core}", "tflm", got, expected, limit=0.0
+            f"firmware on the emulated {target.cpu.core}", "tflm", got, expected, limit=EQUAL
         )
         runner: Runs = core if n_compared == len(raw[0]) else oracle
         predict = tflite_predict(runner, inputs, outputs, structure)
@@ -341,7 +342,13 @@ def _score_files(
     joined_got = [np.concatenate(column) for column in zip(*got, strict=True)]
     joined_expected = [np.concatenate(column) for column in zip(*expected, strict=True)]
     exact = is_exact(exported.graph) and exported.quantization == "one"
-    limit = 0.0 if exact else limit_lsb(exported.graph)
+    limit = EQUAL
+    if not exact:
+        error = None
+        if exported.quantization == "one":
+            batches = (stored for stored, _ in recorder.calls)
+            error = quantization_error(task, batches, joined_expected, inputs, outputs)
+        limit = engine_limit(exported.graph, error)
     agreement = compare("executorch", "litert", joined_got, joined_expected, limit=limit)
     return scores, [replace(agreement, reference="litert, whole test set")], recorder
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,12 +17,15 @@ from edgeshrink.artifact import IoSpec, Layout, Structure
 from edgeshrink.errors import ModelError, ToolchainError
 from edgeshrink.exporting.executorch import lower_to_pte
 from edgeshrink.exporting.gates import (
+    EQUAL,
     Agreement,
+    Difference,
     check_int8,
     check_operators,
     compare,
+    difference,
+    engine_limit,
     is_exact,
-    limit_lsb,
 )
 from edgeshrink.exporting.tflite import Names, lower_to_tflite
 from edgeshrink.graph import Graph
@@ -41,6 +44,7 @@ from edgeshrink.recipe import Quantize
 from edgeshrink.runtimes import open_model
 from edgeshrink.target import Target
 from edgeshrink.task import Arrays, Task
+from edgeshrink.training import float_predict
 
 N_VERIFIED = 32  # samples on which the engines are compared
 N_GOLDEN = 8  # samples kept for the device's self-test
@@ -120,7 +124,7 @@ def export(task: Task, target: Target, step: Quantize, *, progress: Progress) ->
     raw_inputs = stored_inputs(samples[:N_VERIFIED], inputs)
     needs_tflm = any(runtime.name in ("tflm", "c") for runtime in target.runtimes)
     agreements, raw_outputs = _agree(
-        tflite, pte, graph, folded, raw_inputs, inputs, outputs, needs_tflm=needs_tflm
+        task, tflite, pte, graph, folded, raw_inputs, inputs, outputs, needs_tflm=needs_tflm
     )
     progress(1.0, "exported")
     return Exported(
@@ -288,7 +292,32 @@ def stored_outputs(
     ]
 
 
+def quantization_error(
+    task: Task,
+    batches: Iterable[Sequence[npt.NDArray[Any]]],
+    raw: Sequence[npt.NDArray[Any]],
+    inputs: Sequence[IoSpec],
+    outputs: Sequence[IoSpec],
+) -> Difference:
+    """Compare quantized outputs with those of the float model, rounded to the same codes.
+
+    Args:
+        task: Brings the float model.
+        batches: Inputs as the `.tflite` takes them; one array (batch, ...) per input in each.
+        raw: The quantized outputs for all of them, (n, ...) each.
+        inputs, outputs: How the file stores them.
+    """
+    predict = float_predict(task.model)
+    results = [
+        torch.utils._pytree.tree_leaves(predict(*float_inputs(stored, inputs)))
+        for stored in batches
+    ]
+    columns = [np.concatenate(column) for column in zip(*results, strict=True)]
+    return difference(raw, stored_outputs(columns, outputs))
+
+
 def _agree(
+    task: Task,
     tflite: bytes,
     pte: bytes | None,
     graph: Graph,
@@ -306,26 +335,30 @@ def _agree(
             return list(runner.run(*stored))
 
     reference = run("litert")
-    limit = limit_lsb(graph)
-    exact = is_exact(graph) and all(spec.scale is not None for spec in outputs)
     real = float_inputs(stored, inputs)
-    found = []
-    if pte is not None:
-        with open_model(pte, "executorch", name="model.pte") as runner:
-            got = stored_outputs(runner.run(*real), outputs)
-        found.append(compare("executorch", "litert", got, reference, limit=0.0 if exact else limit))
     with torch.no_grad():
         rows = [
             torch.utils._pytree.tree_leaves(folded(*(torch.from_numpy(a[i : i + 1]) for a in real)))
             for i in range(len(real[0]))
         ]
-    torch_outputs = [
-        np.concatenate([leaf.numpy() for leaf in col]) for col in zip(*rows, strict=True)
-    ]
-    found.append(
-        compare("torch", "litert", stored_outputs(torch_outputs, outputs), reference, limit=limit)
+    simulated = stored_outputs(
+        [np.concatenate([leaf.numpy() for leaf in column]) for column in zip(*rows, strict=True)],
+        outputs,
     )
-    for engine in ("litert-builtin", "tflm"):
+    is_quantized = all(spec.scale is not None for spec in outputs)
+    error = None
+    if is_quantized:
+        singles = ([a[i : i + 1] for a in stored] for i in range(len(real[0])))
+        error = quantization_error(task, singles, simulated, inputs, outputs)
+    limit = engine_limit(graph, error)
+    found = []
+    if pte is not None:
+        with open_model(pte, "executorch", name="model.pte") as runner:
+            got = stored_outputs(runner.run(*real), outputs)
+        pair = EQUAL if is_quantized and is_exact(graph) else limit
+        found.append(compare("executorch", "litert", got, reference, limit=pair))
+    found.append(compare("torch", "litert", simulated, reference, limit=limit))
+    for engine, is_run in (("litert-builtin", False), ("tflm", needs_tflm)):
         try:
             got = run(engine)
         except (ModelError, ToolchainError) as err:
@@ -333,7 +366,7 @@ def _agree(
             if engine != "tflm" or (needs_tflm and isinstance(err, ModelError)):
                 raise
             continue
-        found.append(compare(engine, "litert", got, reference, limit=limit))
+        found.append(compare(engine, "litert", got, reference, limit=limit, is_run=is_run))
     return tuple(found), reference
 
 

@@ -54,8 +54,8 @@ RULES: Final[dict[Any, Rule]] = {
     aten.rsqrt.default: _OWN,
     aten.mean.dim: _OWN,
     aten.sum.dim_IntList: _OWN,
-    aten.adaptive_avg_pool2d.default: _SAME,
-    aten.avg_pool2d.default: _SAME,
+    aten.adaptive_avg_pool2d.default: _OWN,  # the mean of the whole map: MEAN in the file
+    aten.avg_pool2d.default: _SAME,  # the specification demands it of AVERAGE_POOL_2D
     aten.max_pool2d.default: _SAME,
     aten.upsample_nearest2d.vec: _SAME,
     aten.upsample_bilinear2d.vec: _SAME,

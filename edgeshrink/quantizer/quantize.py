@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, fx
@@ -16,6 +17,8 @@ from edgeshrink.quantizer.annotate import Int8Quantizer
 from edgeshrink.quantizer.canonical import constant_of, layer_of, operand, set_constant
 from edgeshrink.quantizer.operators import RULES
 from edgeshrink.quiet import quiet
+
+MOST_QUOTIENT: Final = 256  # of the scales of a global mean's input and output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +67,37 @@ def quantize(
         raise ModelError(
             "calibration data", "is empty", "give at least one sample (16 to 512 are usual)"
         )
+    bound_mean_scales(prepared)
     with quiet():
         unfolded = convert_pt2e(copy.deepcopy(prepared), fold_quantize=False)
         folded = convert_pt2e(prepared, fold_quantize=True)
         for graph in (unfolded, folded):
             snap_constants(graph)
     return Quantized(quantizer=quantizer, unfolded=unfolded, folded=folded)
+
+
+def bound_mean_scales(prepared: fx.GraphModule) -> None:
+    """Keep the scale of a global mean at or above a 256th of its input's, in place.
+
+    Engines multiply the sum of the stored values by the quotient of the two scales. XNNPACK's range
+    for it ends at 256, and LiteRT's built-in kernels lose the last bits beyond (7 LSB at a quotient
+    of 5,000). Neither is there anything to be seen below the scale over the number of positions:
+    means of stored values are multiples of that.
+    """
+    for node in prepared.graph.nodes:
+        if node.target != torch.ops.aten.adaptive_avg_pool2d.default:
+            continue
+        source = operand(node, 0)
+        if source.op != "call_module":
+            continue
+        observer: Any = prepared.get_submodule(str(source.target))
+        scale, _ = observer.calculate_qparams()
+        count = math.prod(operand(source, 0).meta["val"].shape[2:])
+        least = float(scale) / min(count, MOST_QUOTIENT)
+        for user in node.users:
+            if user.op == "call_module":
+                observer = prepared.get_submodule(str(user.target))
+                observer.eps.clamp_(min=least)  # the smallest scale that it gives
 
 
 class _Calibration(fx.Interpreter):

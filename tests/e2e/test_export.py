@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from edgeshrink.errors import ModelError
 from edgeshrink.exporting import Exported, export
+from edgeshrink.exporting.gates import Difference, compare, engine_limit
 from edgeshrink.predict import dequantize_array, pte_predict, tflite_predict
 from edgeshrink.recipe import Quantize
 from edgeshrink.runtimes import open_model
 from edgeshrink.target import Target, load_target
 from edgeshrink.task import ArraySplit, Task
-from tests.tiny_models import text, unpack
+from tests.tiny_models import edited, text, unpack
 from tests.zoo import ZOO, zoo_task
 
 pytestmark = pytest.mark.slow
@@ -274,18 +275,101 @@ class PooledResidual(nn.Module):
         return self.head(F.avg_pool2d(x, 8).flatten(1))
 
 
-def test_pool_in_the_file_has_one_scale_and_the_file_follows_the_quantized_graph():
+@pytest.fixture(scope="module")
+def pooled() -> Exported:
     torch.manual_seed(0)
-    result = exported(task_of(PooledResidual(), (3, 8, 8)))
-    graph = result.graph
-    (pool,) = [op for op in graph.ops if op.kind in ("MEAN", "AVERAGE_POOL_2D")]
+    return exported(task_of(PooledResidual(), (3, 8, 8)))
+
+
+def mean_of(result: Exported):
+    """The tensors before and behind the one mean in the file."""
+    (op,) = [op for op in result.graph.ops if op.kind == "MEAN"]
+    return result.graph.tensors[op.inputs[0]], result.graph.tensors[op.outputs[0]]
+
+
+def test_scale_of_a_mean_is_not_pushed_back_through_it(pooled):
+    before, after = mean_of(pooled)
+    assert after.quantization.scales[0] < 0.5 * before.quantization.scales[0]
+    assert agreement(pooled, "torch").largest <= 2
+    assert agreement(pooled, "executorch").largest == 0
+
+
+def test_file_whose_scale_was_pushed_back_through_the_mean_is_refused(pooled):
+    before, after = mean_of(pooled)
+
+    def push(model):
+        tensors = model.subgraphs[0].tensors
+        tensors[before.index].quantization = tensors[after.index].quantization
+
+    with open_model(edited(pooled.tflite, push), "litert") as runner:
+        got = runner.run(*pooled.golden_inputs.values())
+    quantization = agreement(pooled, "torch")
+    error = Difference(
+        largest=quantization.quantization_largest,
+        rms=quantization.quantization_rms,
+        differing=1.0,
+        n_values=1,
+    )
+    limit = engine_limit(pooled.graph, error)
+    reference = list(pooled.golden_outputs.values())
+    with pytest.raises(ModelError, match="the conversion changed the model"):
+        compare("torch", "litert", got, reference, limit=limit)
+
+
+class LocalPool(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return F.avg_pool2d(F.relu(self.stem(image)), 2)
+
+
+def test_local_average_pool_in_the_file_has_one_scale():
+    torch.manual_seed(0)
+    graph = exported(task_of(LocalPool(), (3, 8, 8))).graph
+    (pool,) = [op for op in graph.ops if op.kind == "AVERAGE_POOL_2D"]
     before, after = (graph.tensors[i].quantization for i in (pool.inputs[0], pool.outputs[0]))
-    assert before is not None
-    assert after is not None
-    assert np.array_equal(before.scales, after.scales)
-    assert np.array_equal(before.zero_points, after.zero_points)
-    assert agreement(result, "torch").largest <= 2
+    assert before.scales == after.scales
+    assert before.zero_points == after.zero_points
+
+
+# --- small means of wide maps -----------------------------------------------------------------
+
+
+class WideAndSmall(nn.Module):
+    """Its convolution has a range of about 11, the means of that are some tenths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3, padding=1)
+        self.dense = nn.Linear(5, 8)
+        self.head = nn.Linear(24, 4)
+        with torch.no_grad():
+            self.conv.weight *= 4
+            self.dense.weight *= 0.3
+            self.dense.bias *= 0.3
+
+    def forward(self, image: Tensor, vector: Tensor) -> Tensor:
+        means = self.conv(image).mean([2, 3])
+        return self.head(torch.cat([means, self.dense(vector)], 1))
+
+
+def test_head_on_small_means_of_a_wide_map_follows_the_float_model():
+    torch.manual_seed(0)
+    task = task_of(WideAndSmall(), (3, 24, 24), (5,))
+    result = exported(task)
+    before, after = mean_of(result)
+    assert before.quantization.scales[0] > 5 * after.quantization.scales[0]
+    inputs = task.data["calibration"].inputs
+    with torch.no_grad():
+        expected = task.model(*(torch.from_numpy(a) for a in inputs)).numpy()
+    with open_model(result.tflite, "litert") as runner:
+        predict = tflite_predict(runner, result.inputs, result.outputs, result.structure)
+        error = np.abs(predict(*inputs) - expected).max()
+    assert error < 0.02 * np.ptp(expected)
     assert agreement(result, "executorch").largest == 0
+    assert all(a.within_limit for a in result.agreements)
 
 
 # --- engines ----------------------------------------------------------------------------------

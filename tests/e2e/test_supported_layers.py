@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from edgeshrink.errors import ModelError
-from edgeshrink.exporting.gates import check_int8, compare, limit_lsb
+from edgeshrink.exporting.gates import check_int8, compare, engine_limit
 from edgeshrink.exporting.tflite import Names, lower_to_tflite
 from edgeshrink.graph_reader import read_graph
 from edgeshrink.quantizer import canonical_program, quantize
@@ -60,7 +60,7 @@ def test_supported_layer_is_int8_throughout_and_agrees_with_the_quantized_graph(
     with open_model(data, "litert") as runner:
         got = runner.run(np.concatenate([stored(s[0].numpy(), source, inputs[0]) for s in samples]))
     reference = np.concatenate([stored(r.numpy(), sink, outputs[0]) for r in results])
-    compare("litert", "torch", got, [reference], limit=limit_lsb(graph))
+    compare("litert", "torch", got, [reference], limit=engine_limit(graph))
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -9,11 +9,17 @@ import pytest
 
 from edgeshrink.errors import ModelError
 from edgeshrink.exporting.gates import (
+    EQUAL,
     EXACT,
+    GROSS,
     MAX_RELATIVE,
+    Difference,
+    Limit,
     check_int8,
     check_operators,
     compare,
+    difference,
+    engine_limit,
     is_exact,
     limit_lsb,
 )
@@ -98,39 +104,50 @@ def codes(*values: int) -> list[np.ndarray]:
     return [np.array([values], np.int8)]
 
 
+def within(largest: float, rms: float | None = None) -> Limit:
+    return Limit(largest=largest, rms=largest if rms is None else rms)
+
+
+def error_of(largest: float, rms: float) -> Difference:
+    return Difference(largest=largest, rms=rms, differing=1.0, n_values=100)
+
+
 def test_equal_outputs_agree_where_equality_is_demanded():
-    found = compare("a", "b", codes(1, 2, -128), codes(1, 2, -128), limit=0)
+    found = compare("a", "b", codes(1, 2, -128), codes(1, 2, -128), limit=EQUAL)
     assert (found.largest, found.rms, found.differing, found.n_values) == (0, 0, 0, 3)
 
 
 def test_one_lsb_is_refused_where_equality_is_demanded():
     with pytest.raises(ModelError, match="outputs of a and b: differ by up to 1 LSB"):
-        compare("a", "b", codes(1, 2, 3), codes(1, 2, 4), limit=0)
+        compare("a", "b", codes(1, 2, 3), codes(1, 2, 4), limit=EQUAL)
 
 
 def test_difference_is_taken_in_full_range_without_wrapping():
     with pytest.raises(ModelError, match="255 LSB"):
-        compare("a", "b", codes(-128), codes(127), limit=4)
+        compare("a", "b", codes(-128), codes(127), limit=within(4))
 
 
 def test_figures_of_an_agreement_are_those_of_the_differences():
     got, expected = codes(0, 0, 0, -2), codes(0, 0, 0, 0)
-    found = compare("a", "b", got, expected, limit=5)
+    found = compare("a", "b", got, expected, limit=within(5, 3))
     assert (found.largest, found.rms, found.differing, found.n_values) == (2, 1, 0.25, 4)
-    assert (found.unit, found.limit) == ("LSB", 5)
+    assert (found.unit, found.limit, found.rms_limit) == ("LSB", 5, 3)
+    assert found.within_limit
+    apart = difference(got, expected)
+    assert (apart.largest, apart.rms, apart.differing, apart.n_values) == (2, 1, 0.25, 4)
 
 
 def test_outputs_of_several_tensors_are_all_looked_at():
     fine, off = np.zeros((2, 3), np.int8), np.full((2, 1), 9, np.int8)
     with pytest.raises(ModelError, match="9 LSB"):
-        compare("a", "b", [fine, off], [fine, off * 0], limit=5)
+        compare("a", "b", [fine, off], [fine, off * 0], limit=within(5))
 
 
 def test_shift_of_every_value_is_refused_though_each_is_within_the_limit():
     """One rounding differs here and there; a wrong zero point moves everything."""
     expected = [np.arange(-50, 50, dtype=np.int8)]
     with pytest.raises(ModelError, match="rms 4"):
-        compare("a", "b", [expected[0] + np.int8(4)], expected, limit=5)
+        compare("a", "b", [expected[0] + np.int8(4)], expected, limit=within(5, 2))
 
 
 def test_saturated_scale_is_refused():
@@ -139,16 +156,16 @@ def test_saturated_scale_is_refused():
     expected = [np.clip(np.round(values), -128, 127).astype(np.int8)]
     got = [np.clip(np.round(values), -60, 60).astype(np.int8)]
     with pytest.raises(ModelError, match="differ by up to"):
-        compare("litert", "torch", got, expected, limit=limit_lsb(chain(*["RSQRT"] * 40)))
+        compare("litert", "torch", got, expected, limit=engine_limit(chain(*["RSQRT"] * 40)))
 
 
 def test_float_outputs_are_measured_in_shares_of_the_largest():
     expected = [np.array([[100.0, -200.0]], np.float32)]
-    found = compare("a", "b", [expected[0] + np.float32(0.1)], expected, limit=0)
+    found = compare("a", "b", [expected[0] + np.float32(0.1)], expected, limit=EQUAL)
     assert found.unit == "of the largest output"
     assert found.largest == pytest.approx(0.1 / 200, rel=1e-3)
     with pytest.raises(ModelError, match="of the largest output"):
-        compare("a", "b", [expected[0] * (1 + 2 * MAX_RELATIVE)], expected, limit=0)
+        compare("a", "b", [expected[0] * (1 + 2 * MAX_RELATIVE)], expected, limit=EQUAL)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -156,12 +173,67 @@ def test_output_that_is_not_finite_is_refused(bad):
     expected = [np.array([[1.0, 2.0]], np.float32)]
     got = [np.array([[1.0, bad]], np.float32)]
     with pytest.raises(ModelError, match="outputs of a and b"):
-        compare("a", "b", got, expected, limit=0)
+        compare("a", "b", got, expected, limit=EQUAL)
 
 
 def test_float_output_of_zeros_does_not_divide_by_zero():
     zeros = [np.zeros((1, 2), np.float32)]
-    assert compare("a", "b", zeros, zeros, limit=0).largest == 0
+    assert compare("a", "b", zeros, zeros, limit=EQUAL).largest == 0
+
+
+# --- what quantization itself did ---------------------------------------------------------------
+
+
+def test_what_quantization_did_is_allowed_between_engines_too():
+    graph = chain("CONV_2D", "FULLY_CONNECTED")
+    error = error_of(largest=9, rms=5)
+    limit = engine_limit(graph, error)
+    assert (limit.largest, limit.quantization) == (9, error)
+    assert 1 < limit.rms < 5, "half of it adds an eighth to the noise, all of it doubles the power"
+    found = compare("a", "b", codes(0, 0, 0, 7), codes(0, 0, 0, 0), limit=within(9, 4))
+    assert found.quantization_largest is None
+    found = compare("a", "b", codes(0, 0, 0, 0, 0, 7), codes(0, 0, 0, 0, 0, 0), limit=engine_limit(
+        graph, error_of(largest=9, rms=6)))  # fmt: skip
+    assert (found.quantization_largest, found.quantization_rms) == (9, 6)
+
+
+def test_small_quantization_error_takes_nothing_from_what_roundings_may_do():
+    graph = chain("CONV_2D", "FULLY_CONNECTED")
+    limit = engine_limit(graph, error_of(largest=0, rms=0))
+    assert limit.largest == limit_lsb(graph) >= 2
+    assert limit.rms >= 1
+
+
+@pytest.mark.parametrize("fault", [30, 57])
+def test_fault_far_beyond_the_quantization_error_is_refused_with_both_figures(fault):
+    limit = engine_limit(chain("CONV_2D", "ADD", "MEAN"), error_of(largest=2, rms=0.6))
+    got, expected = np.zeros((1, 1000), np.int8), np.zeros((1, 1000), np.int8)
+    got[0, 0] = fault
+    with pytest.raises(ModelError, match=f"up to {fault} LSB.*moves them by up to 2 .rms 0.6"):
+        compare("torch", "litert", [got], [expected], limit=limit)
+
+
+# --- engines that the target does not run -------------------------------------------------------
+
+
+def test_difference_of_an_engine_that_the_target_does_not_run_is_reported_and_no_error():
+    limit = within(3, 2)
+    got, expected = codes(0, 0, 0, 5), codes(0, 0, 0, 0)
+    found = compare("a", "b", got, expected, limit=limit, is_run=False)
+    assert not found.within_limit
+    assert (found.largest, found.limit) == (5, 3)
+    with pytest.raises(ModelError, match="up to 5 LSB"):
+        compare("a", "b", got, expected, limit=limit)
+
+
+@pytest.mark.parametrize("got", [codes(0, 0, 0, 100), codes(9, 9, 9, 9)])
+def test_gross_difference_is_an_error_of_any_engine(got):
+    """A constant read from the wrong place moves a few values far, or all of them."""
+    expected = codes(0, 0, 0, 0)
+    limit = within(3, 2)
+    assert 2 * GROSS < 9
+    with pytest.raises(ModelError, match="outputs of a and b"):
+        compare("a", "b", got, expected, limit=limit, is_run=False)
 
 
 # --- what must be equal -----------------------------------------------------------------------

@@ -476,7 +476,7 @@ SPECIFIED = {
 # The specification again: operators that compute on stored values, so all scales must be equal.
 # (It leaves relu and pads free; one scale there saves a requantization.)
 ONE_SCALE = {
-    aten.adaptive_avg_pool2d.default, aten.avg_pool2d.default, aten.max_pool2d.default,
+    aten.avg_pool2d.default, aten.max_pool2d.default,
     aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec, aten.maximum.default,
     aten.minimum.default, aten.cat.default, aten.reshape.default, aten.permute.default,
     aten.transpose.int, aten.t.default, aten.slice.Tensor, aten.expand.default,
@@ -643,25 +643,30 @@ def test_fixed_scales_survive_a_join():
     assert read == {written_scale(join)}
 
 
-POOLS = {
+LOCAL_POOLS = {
+    "average pool": lambda x: F.avg_pool2d(x, 2),
+    "max pool": lambda x: F.max_pool2d(x, 2),
+}
+GLOBAL_POOLS = {
     "functional average pool": lambda x: F.avg_pool2d(x, 8),
-    "local average pool": lambda x: F.avg_pool2d(x, 2),
     "mean": lambda x: x.mean([2, 3]),
     "functional adaptive pool": lambda x: F.adaptive_avg_pool2d(x, 1),
     "adaptive pool layer": nn.AdaptiveAvgPool2d(1),
-    "max pool": lambda x: F.max_pool2d(x, 2),
 }
 
 
-@pytest.mark.parametrize("name", POOLS)
+@pytest.mark.parametrize("name", LOCAL_POOLS | GLOBAL_POOLS)
 def test_pool_behind_a_residual_sum_keeps_the_scale_of_the_sum(name):
     """A pool shrinks the range. A scale fitted to its output, pushed back, saturates the sum."""
-    model = Of(lambda x, conv: POOLS[name](F.relu(conv(x) + x)), conv=nn.Conv2d(4, 4, 3, padding=1))
+    pooled = (LOCAL_POOLS | GLOBAL_POOLS)[name]
+    model = Of(lambda x, conv: pooled(F.relu(conv(x) + x)), conv=nn.Conv2d(4, 4, 3, padding=1))
     torch.manual_seed(0)
     graph_module = quantized(model, MAP)
     pool = next(n for n in graph_module.graph.nodes if "pool2d" in str(n.target))
     (activation,) = nodes(graph_module, aten.relu.default)
-    assert read_scale(pool) == written_scale(pool) == written_scale(activation)
+    assert read_scale(pool) == written_scale(activation)
+    if name in LOCAL_POOLS:
+        assert written_scale(pool) == written_scale(activation)
     with torch.no_grad():
         largest = max(
             float((model.parts["conv"](x) + x).max())
@@ -669,6 +674,54 @@ def test_pool_behind_a_residual_sum_keeps_the_scale_of_the_sum(name):
         )
     scale, zero_point = written_scale(activation)
     assert (127 - zero_point) * scale >= 0.98 * largest
+
+
+@pytest.mark.parametrize("name", GLOBAL_POOLS)
+def test_global_mean_has_a_scale_that_fits_the_means(name):
+    """Means of a wide map are small: with the map's scale few of the 256 codes are left."""
+    graph_module = quantized(Of(lambda x: GLOBAL_POOLS[name](20 * x)), MAP)
+    pool = next(n for n in graph_module.graph.nodes if "pool2d" in str(n.target))
+    means = torch.stack([20 * rows(MAP, seed=seed)[0].mean([2, 3]) for seed in range(6)])
+    scale, zero_point = written_scale(pool)
+    span = float(means.max().clamp(min=0) - means.min().clamp(max=0))
+    assert scale == pytest.approx(span / 255, rel=0.01)
+    assert read_scale(pool)[0] > 5 * scale
+    codes = torch.round(means / scale) + zero_point
+    assert (float(codes.min()), float(codes.max())) == (-128, 127)
+
+
+def test_head_on_small_means_of_a_wide_map_errs_by_less_than_a_step_of_the_map_would_make_it():
+    torch.manual_seed(0)
+    head = nn.Linear(4, 3)
+    model = Of(lambda x, head: head((20 * x).mean([2, 3])), head=head).eval()
+    graph_module = quantized(model, MAP)
+    (scaled,) = nodes(graph_module, aten.mul.Tensor)
+    map_step = written_scale(scaled)[0]
+    squares, coarse = [], []
+    with torch.no_grad():
+        for seed in range(6):
+            x = rows(MAP, seed=seed)
+            expected = model(*x)
+            squares.append((graph_module(*x) - expected) ** 2)
+            means = (20 * x[0]).mean([2, 3])
+            coarse.append((head(torch.round(means / map_step) * map_step) - expected) ** 2)
+    assert float(torch.cat(squares).mean()) < 0.1 * float(torch.cat(coarse).mean())
+
+
+@pytest.mark.parametrize("observer", ["histogram", "minmax"])
+@pytest.mark.parametrize(("size", "quotient"), [(4, 16), (32, 256)])
+def test_scale_of_a_mean_is_no_finer_than_engines_and_stored_values_can_show(
+    observer, size, quotient
+):
+    def sample(seed: int) -> tuple[Tensor]:
+        (x,) = rows((1, 3, size, size), seed=seed)
+        return (x - x.mean([2, 3], keepdim=True) + 1e-6,)
+
+    model = Of(lambda x: (50 * x).mean([2, 3])).eval()
+    graph_module = canonical_program(model, sample(0))
+    result = quantize(graph_module, [sample(seed) for seed in range(4)], observer=observer)
+    (pool,) = nodes(result.folded, aten.adaptive_avg_pool2d.default)
+    assert read_scale(pool)[0] / written_scale(pool)[0] == pytest.approx(quotient, rel=1e-3)
 
 
 # --- numbers as operands ----------------------------------------------------------------------
