@@ -394,6 +394,10 @@ def resize_bilinear(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant
     shape, x, y, align, half = _resize_shape(graph, op)
     if x.dtype != "int8":
         raise refuse(graph, op, f"has the type {x.dtype}", "quantize the model to int8")
+    if 1024 * max(*x.shape[1:3], *y.shape[1:3]) >= 2**31:
+        raise refuse(
+            graph, op, f"makes {y.shape} of {x.shape}", "use fewer than 2^21 rows, columns"
+        )
     tables = [_bilinear(x.shape[axis], y.shape[axis], align=align, half=half) for axis in (1, 2)]
     args = (
         shape,

@@ -8,6 +8,7 @@ from typing import Final
 
 import numpy as np
 
+from edgeshrink.costs.work import tensor_bytes
 from edgeshrink.errors import ModelError
 from edgeshrink.graph import Graph, Op, Tensor
 from edgeshrink.passes.padding import window_of
@@ -44,6 +45,16 @@ OPTIONAL: Final[dict[str, range]] = {
     "TRANSPOSE_CONV": range(3, 4), "SVDF": range(3, 4),
     "UNIDIRECTIONAL_SEQUENCE_LSTM": range(1, 24),
 }  # fmt: skip
+# Positions of inputs that are lists of whole numbers.
+LISTS: Final[dict[str, tuple[int, ...]]] = {
+    **dict.fromkeys(("MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN", "TRANSPOSE", "GATHER"), (1,)),
+    **dict.fromkeys(("PAD", "PADV2", "MIRROR_PAD", "ARG_MAX", "BROADCAST_TO"), (1,)),
+    **dict.fromkeys(("RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR"), (1,)),
+    **dict.fromkeys(("SLICE", "SPLIT_V", "SPACE_TO_BATCH_ND", "BATCH_TO_SPACE_ND"), (1, 2)),
+    "SPLIT": (0,), "STRIDED_SLICE": (1, 2, 3),
+}  # fmt: skip
+BIASES: Final = {"int8": ("int32",), "int16": ("int32", "int64")}  # by type of the activations
+MAX_TENSOR_BYTES: Final = 256 << 20  # no microcontroller holds more, and no pass looks at it
 REPAIR: Final = "the file is damaged: export it again"
 
 
@@ -52,6 +63,14 @@ def check_graph(graph: Graph) -> None:
 
     Only operators that passes or kernels look into are checked, and only for what these rely on.
     """
+    for tensor in graph.tensors:
+        n_bytes = max(tensor_bytes(tensor), math.prod(tensor.shape))
+        if n_bytes > MAX_TENSOR_BYTES:
+            raise ModelError(
+                f"tensor {tensor.index} ({tensor.name})",
+                f"takes {n_bytes} bytes",
+                f"no microcontroller holds more than {MAX_TENSOR_BYTES >> 20} MiB at once",
+            )
     for op in graph.ops:
         if op.is_custom or op.kind not in ARITY:
             continue
@@ -78,6 +97,10 @@ def _fault(graph: Graph, op: Op) -> str:
             continue  # a list of sizes or axes may be empty: that of a scalar's shape is
         if any(size < 1 for size in tensor.shape):
             return f"has a tensor of the shape {tensor.shape}"
+    for position in LISTS.get(op.kind, ()):
+        dtype = graph.tensors[op.inputs[position]].dtype
+        if dtype not in ("int32", "int64"):
+            return f"has a list of numbers of the type {dtype}"
     for key, value in op.options.items():
         if isinstance(value, float) and not math.isfinite(value):
             return f"has the option {key} = {value}"
@@ -119,8 +142,11 @@ def _scales(w: Tensor, axis: int) -> str:
 def _bias(graph: Graph, op: Op, n_out: int) -> str:
     if len(op.inputs) < 3 or op.inputs[2] < 0:
         return ""
-    shape = graph.tensors[op.inputs[2]].shape
-    return "" if math.prod(shape) == n_out else f"has a bias of the shape {shape} for {n_out}"
+    bias, x = graph.tensors[op.inputs[2]], graph.tensors[op.inputs[0]]
+    if bias.shape != (n_out,):
+        return f"has a bias of the shape {bias.shape} for {n_out} filters"
+    fits = x.dtype not in BIASES or bias.dtype in BIASES[x.dtype]
+    return "" if fits else f"has a bias of the type {bias.dtype} for {x.dtype}"
 
 
 def _windows(graph: Graph, op: Op, x: Tensor, y: Tensor) -> str:
@@ -228,8 +254,8 @@ def _transpose(graph: Graph, op: Op, x: Tensor, y: Tensor) -> str:
     order = constant_input(graph, op, 1)
     if order is None:
         return ""
-    axes = order.reshape(-1).tolist()
-    if sorted(axes) != list(range(len(x.shape))):
+    axes = order.tolist()
+    if order.ndim != 1 or sorted(axes) != list(range(len(x.shape))):
         return f"has the order {axes} for {x.shape}"
     moved = tuple(x.shape[axis] for axis in axes)
     return "" if moved == y.shape else f"makes {y.shape} of {x.shape}"
