@@ -39,9 +39,7 @@ static inline int32_t es_wrap_shl(int32_t x, int32_t n) { return (int32_t)((uint
 /* round(a * b / 2^31), ties upwards, saturating the one product that does not fit. */
 static inline int32_t es_doubling_high_mul(int32_t a, int32_t b) {
   if (a == b && a == INT32_MIN) return INT32_MAX;
-  int64_t product = (int64_t)a * b;
-  int64_t nudge = product >= 0 ? (INT64_C(1) << 30) : (1 - (INT64_C(1) << 30));
-  return (int32_t)((product + nudge) / (INT64_C(1) << 31));
+  return (int32_t)(((int64_t)a * b + (INT64_C(1) << 30)) >> 31);
 }
 
 /* round(x / 2^n), ties away from zero; 0 <= n <= 31. */
@@ -56,7 +54,8 @@ static inline int32_t es_rounding_shift_right(int32_t x, int32_t n) {
  * [2^30, 2^31) or 0, shift in [-31, 30], positive to the left (before the multiplication). */
 static inline int32_t es_requantize(int32_t x, int32_t multiplier, int32_t shift) {
   int32_t left = shift > 0 ? shift : 0, right = shift > 0 ? 0 : -shift;
-  return es_rounding_shift_right(es_doubling_high_mul(es_wrap_shl(x, left), multiplier), right);
+  int64_t product = (int64_t)es_wrap_shl(x, left) * multiplier; /* no saturation: below 2^62 */
+  return es_rounding_shift_right((int32_t)((product + (INT64_C(1) << 30)) >> 31), right);
 }
 
 #endif

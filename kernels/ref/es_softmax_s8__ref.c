@@ -12,25 +12,27 @@
 
 void es_softmax_s8__ref(const es_softmax_shape *shape, const int8_t *x, int8_t *y) {
   for (int32_t r = 0; r < shape->rows; r++) {
-    int32_t largest = INT8_MIN, sum = 0, zeros, scale, shift;
+    int32_t largest = INT8_MIN, sum = 0, scale = 0, shift = 0;
     for (int32_t i = 0; i < shape->n; i++) largest = es_max(largest, x[i]);
-    for (int32_t i = 0; i < shape->n; i++) {
-      int32_t diff = x[i] - largest;
-      if (diff >= shape->diff_min) {
-        int32_t power = es_exp_q5(es_requantize(diff, shape->multiplier, shape->shift));
-        sum += es_rounding_shift_right(power, 12);
+    for (int32_t pass = 0; pass < 2; pass++) { /* once for the sum, once for the outputs */
+      for (int32_t i = 0; i < shape->n; i++) {
+        int32_t diff = x[i] - largest, power = 0;
+        if (diff >= shape->diff_min) {
+          power = es_exp_q5(es_requantize(diff, shape->multiplier, shape->shift));
+        }
+        if (pass == 0) {
+          sum += es_rounding_shift_right(power, 12);
+        } else {
+          int32_t value =
+              shift > 31 ? 0 : es_rounding_shift_right(es_doubling_high_mul(scale, power), shift);
+          y[i] = (int8_t)es_min(INT8_MIN + value, INT8_MAX);
+        }
       }
-    }
-    zeros = es_leading_zeros((uint32_t)sum);
-    scale = es_reciprocal_of_one_plus((int32_t)(((uint32_t)sum << zeros) & INT32_MAX));
-    shift = 12 - zeros + 31 - 8; /* above 31 where the sum is 512 or more: all round to 0 */
-    for (int32_t i = 0; i < shape->n; i++) {
-      int32_t diff = x[i] - largest, value = INT8_MIN;
-      if (diff >= shape->diff_min && shift <= 31) {
-        int32_t power = es_exp_q5(es_requantize(diff, shape->multiplier, shape->shift));
-        value += es_rounding_shift_right(es_doubling_high_mul(scale, power), shift);
+      if (pass == 0) {
+        int32_t zeros = es_leading_zeros((uint32_t)sum);
+        scale = es_reciprocal_of_one_plus((int32_t)(((uint32_t)sum << zeros) & INT32_MAX));
+        shift = 12 - zeros + 31 - 8; /* above 31 from a sum of 512 on: all round to 0 */
       }
-      y[i] = (int8_t)es_clamp(value, INT8_MIN, INT8_MAX);
     }
     x += shape->n;
     y += shape->n;

@@ -178,7 +178,7 @@ MUTANTS = {
         "ADD", PLAIN, 2.0, "(mask >> 1) + (x < 0 ? 1 : 0)", "(mask >> 1)",
     ),
     "the product truncated": (
-        "ADD", UNEVEN, 2.0, "product >= 0 ? (INT64_C(1) << 30) : (1 - (INT64_C(1) << 30))", "0",
+        "ADD", UNEVEN, 2.0, "product + (INT64_C(1) << 30)", "product",
     ),
     "no clamp from below": (
         "ADD", PLAIN, 1.0, "es_clamp(sum, shape->y_min, shape->y_max)", "es_min(sum, shape->y_max)",
