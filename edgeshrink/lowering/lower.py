@@ -28,7 +28,7 @@ MAX_TENSOR_BYTES: Final = 256 << 20
 DTYPES: Final = {"int8", "uint8", "int16", "int32", "int64", "float32", "bool"}
 
 # Folders of kernels that a core runs, best first, by the words of `cpu.isa` in its target.
-_FOLDERS: Final = (("dsp", "dsp"), ("mul", "scalar"), ("rv32imc", "scalar"))
+_FOLDERS: Final = (("dsp", "dsp"), ("rv32imc", "rv32"), ("rv32imc", "scalar"), ("mul", "scalar"))
 
 
 def kernel_folders(isa: Sequence[str]) -> tuple[str, ...]:

@@ -146,6 +146,44 @@ def _scales(conv: Conv) -> npt.NDArray[np.int32] | None:
     return np.stack([found.multiplier, found.shift], axis=1).astype(np.int32)
 
 
+def wide_conv(conv: Conv) -> list[Variant]:
+    """Return the variants of a convolution for cores with many registers, RV32: 4 x 4 sums."""
+    s = conv.shape
+    scales, folded = _scales(conv), folded_bias(conv)
+    if scales is None or folded is None or conv.groups > 1:
+        return []
+    k = s["k_h"] * s["k_w"] * s["x_c"]
+    weights = np.pad(conv.weights.reshape(s["y_c"], k), ((0, 0), (0, k % 2)))
+    stream: list[npt.NDArray[np.int32]] = []
+    whole = s["y_c"] // 4 * 4
+    for o in range(0, whole, 4):
+        words = np.ascontiguousarray(weights[o : o + 4].T).view("<i4").ravel()
+        stream += [folded[o : o + 4], words, scales[o : o + 4].ravel()]
+    for o in range(whole, s["y_c"]):
+        row = np.pad(weights[o], (0, -len(weights[o]) % 4)).view("<i4")
+        stream += [folded[o : o + 1], row, scales[o]]
+    fours = s["batches"] * -(-s["y_h"] * s["y_w"] // 4)
+    call = Call(
+        function="es_conv_s8__rv32",
+        args=(
+            StructArg(type="es_conv_shape", fields=s),
+            TensorArg(tensor=conv.x),
+            ConstArg(name="weights", values=np.concatenate(stream)),
+            ScratchArg(n_bytes=4 * weights.shape[1]),
+            TensorArg(tensor=conv.y),
+        ),
+    )
+    return [
+        Variant(
+            name="rv32 4x4",
+            calls=(call,),
+            overlaps={conv.x: pixel_distance(conv, np.arange(0, s["y_h"] * s["y_w"], 4))},
+            cycles=fours * (10.5 * weights.size + 120.0 * s["y_c"] + 16.0 * k),
+            code_bytes=1000,
+        )
+    ]
+
+
 def scalar_depthwise(conv: Conv) -> list[Variant]:
     """Return the variants of a depthwise convolution; none where it is outside their reach.
 

@@ -25,7 +25,8 @@ static inline int32_t es_requantize_scalar(int32_t sum, const int32_t *scale, in
 #if defined(__thumb__) && !defined(__thumb2__)
   int32_t high = es_doubling_high_mul_halves(sum, scale[0]);
 #else
-  int32_t high = (int32_t)(((int64_t)sum * scale[0] + (1 << 30)) >> 31);
+  int64_t product = (int64_t)(sum + sum) * scale[0];
+  int32_t high = (int32_t)(product >> 32) + (int32_t)((uint32_t)product >> 31);
 #endif
   return (high + level * (1 << (scale[1] - 1)) + (sum >> 31)) >> scale[1];
 }
@@ -73,6 +74,7 @@ typedef struct {
 
 #else
 #define ES_SCALAR_ASM 0
+#endif
 
 /* Requantizes and stores; returns the end of the scale. */
 static inline const int32_t *es_store_four(const es_four *four, const int32_t *scale,
@@ -83,7 +85,5 @@ static inline const int32_t *es_store_four(const es_four *four, const int32_t *s
   }
   return scale + 2;
 }
-
-#endif
 
 #endif

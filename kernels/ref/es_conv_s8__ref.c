@@ -26,13 +26,14 @@ void es_conv_s8__ref(const es_conv_shape *shape, const int8_t *x, const int8_t *
       for (int32_t ox = 0; ox < s.y_w; ox++) {
         const int8_t *weights = w;
         for (int32_t o = 0; o < s.y_c; o++) {
+          const int8_t *group = x + o / per_group * s.k_c;
           int32_t sum = bias[o];
           for (int32_t ky = 0; ky < s.k_h; ky++) {
             int32_t iy = oy * s.stride_h + ky * s.dilation_h - s.pad_top;
             for (int32_t kx = 0; kx < s.k_w; kx++, weights += s.k_c) {
               int32_t ix = ox * s.stride_w + kx * s.dilation_w - s.pad_left;
               if (iy < 0 || iy >= s.x_h || ix < 0 || ix >= s.x_w) continue;
-              const int8_t *pixel = x + (iy * s.x_w + ix) * s.x_c + o / per_group * s.k_c;
+              const int8_t *pixel = group + (iy * s.x_w + ix) * s.x_c;
               for (int32_t c = 0; c < s.k_c; c++) sum += (pixel[c] - s.x_zero) * weights[c];
             }
           }

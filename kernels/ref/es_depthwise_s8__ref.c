@@ -26,13 +26,14 @@ void es_depthwise_s8__ref(const es_conv_shape *shape, const int8_t *x, const int
     for (int32_t oy = 0; oy < s.y_h; oy++) {
       for (int32_t ox = 0; ox < s.y_w; ox++) {
         for (int32_t o = 0; o < s.y_c; o++) {
+          const int8_t *channel = x + o / per_channel;
           int32_t sum = bias[o];
           for (int32_t ky = 0; ky < s.k_h; ky++) {
             int32_t iy = oy * s.stride_h + ky * s.dilation_h - s.pad_top;
             for (int32_t kx = 0; kx < s.k_w; kx++) {
               int32_t ix = ox * s.stride_w + kx * s.dilation_w - s.pad_left;
               if (iy < 0 || iy >= s.x_h || ix < 0 || ix >= s.x_w) continue;
-              int32_t value = x[(iy * s.x_w + ix) * s.x_c + o / per_channel] - s.x_zero;
+              int32_t value = channel[(iy * s.x_w + ix) * s.x_c] - s.x_zero;
               sum += value * w[(ky * s.k_w + kx) * s.y_c + o];
             }
           }

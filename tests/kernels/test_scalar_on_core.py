@@ -9,7 +9,7 @@ from edgeshrink.firmware import profile_model
 from edgeshrink.graph_reader import read_graph
 from edgeshrink.target import load_target
 from tests.kernels.conv_models import Case, model
-from tests.kernels.host import SCALAR_ISA, lowered_each_way, random_inputs, tflm_outputs
+from tests.kernels.host import lowered_each_way, random_inputs, tflm_outputs
 from tests.kernels.on_core import outputs_on_core
 from tests.kernels.test_conv_on_core import LAYERS
 from tests.kernels.test_dense import dense_model
@@ -22,6 +22,7 @@ MORE = {
     "3x3 of the largest weights": Case(size=(6, 7), k_c=33, filters=2, largest=True, gain=0.003),
     "depthwise 4x5": Case(size=(9, 9), kernel=(4, 5), k_c=1, groups=5, filters=1, depthwise=True),
 }
+ISA = {"cortex-m0+": ("mul",), "cortex-m3": ("mul",), "rv32imc": ("rv32imc",)}
 # Cycles of one inference may not exceed these; a published engine takes 7.8 to 12 for a MAC.
 CYCLES_PER_MAC = {"ad01": 7.0, "ic_resnet8": 5.0, "kws_dscnn": 7.5, "vww_mbv1_96": 9.5}
 
@@ -29,8 +30,8 @@ CYCLES_PER_MAC = {"ad01": 7.0, "ic_resnet8": 5.0, "kws_dscnn": 7.5, "vww_mbv1_96
 def check_on_core(data: bytes, core: str, folder, *, optimize: str = "-O3") -> None:
     inputs = random_inputs(data, 3)
     expected = tflm_outputs(data, *inputs)
-    for label, lowered in lowered_each_way(read_graph(data), SCALAR_ISA):
-        if not label.startswith("op 0 scalar"):
+    for label, lowered in lowered_each_way(read_graph(data), ISA[core]):
+        if not label.startswith(("op 0 scalar", "op 0 rv32")):
             continue
         place = folder / label.replace(" ", "_")
         place.mkdir()
@@ -46,6 +47,11 @@ def check_on_core(data: bytes, core: str, folder, *, optimize: str = "-O3") -> N
 @pytest.mark.parametrize("name", LAYERS | MORE)
 def test_a_layer_on_cortex_m0plus_equals_tensorflow_lite_micro(name, tmp_path):
     check_on_core(model((LAYERS | MORE)[name]), "cortex-m0+", tmp_path)
+
+
+@pytest.mark.parametrize("name", LAYERS | MORE)
+def test_a_layer_on_rv32_equals_tensorflow_lite_micro(name, tmp_path):
+    check_on_core(model((LAYERS | MORE)[name]), "rv32imc", tmp_path)
 
 
 @pytest.mark.parametrize("core", ["cortex-m0+", "cortex-m3", "rv32imc"])
