@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -63,6 +64,8 @@ def block_variants(conv: Conv, stem: str = "es_conv_s8") -> list[Variant]:
 
 
 def _by_columns(conv: Conv, scales: Requantization, stem: str) -> Variant | None:
+    is_pointwise = _is_pointwise(conv.shape)
+    conv = _as_one_row(conv) if is_pointwise else conv
     s = conv.shape
     k, pixels = s["k_h"] * s["k_w"] * s["x_c"], s["y_h"] * s["y_w"]
     pairs = padded_pairs(-(-k // 2), min(4, pixels))
@@ -79,17 +82,39 @@ def _by_columns(conv: Conv, scales: Requantization, stem: str) -> Variant | None
         values = values.reshape(s["y_c"], k // 4, 4)[:, :, _WIDENED].reshape(s["y_c"], k)
     padded = np.zeros((s["y_c"], 2 * pairs), np.int8)
     padded[:, :k] = values
-    per_pixel = 30 + s["k_h"] * (20 + s["k_w"] * s["x_c"] * (2.75 if in_fours else 3.5))
+    widening = k * (2.75 if in_fours else 3.5)
+    if is_pointwise:
+        name, per_pixel = "by pixels", widening + (10 if k == 2 * pairs else 25)
+        body = f"es_conv_by_pixels(x, stream, scratch, y, {{four}}, {{rest}}, {pixels}, {k}, "
+        body += f"{s['y_c']}, {2 * pairs}, {int(in_fours)});"
+    else:
+        name, per_pixel = "by columns", widening + 30 + 20 * s["k_h"]
+        body = "es_conv_by_columns(&s, x, stream, scratch, y, {four}, {rest}, "
+        body += f"{2 * pairs}, {int(in_fours)});"
     return _block_variant(
-        conv, stem, "by columns", block, pixels % 4, padded, scales,
+        conv, stem, name, block, pixels % 4, padded, scales,
         scratch=2 * block.pixels * 2 * pairs,
-        body="es_conv_by_columns(&s, x, stream, scratch, y, {four}, {rest}, "
-        f"{2 * pairs}, {int(in_fours)});",
+        body=body,
         distance=pixel_distance(conv, np.arange(0, pixels, 4)),
         per_image=pixels // 4 * block_cycles(block) + pixels * per_pixel,
         n_rests=1,
-        outer_bytes=700,
+        outer_bytes=250 if is_pointwise else 700,
     )  # fmt: skip
+
+
+def _is_pointwise(s: dict[str, int]) -> bool:
+    """Whether every output pixel comes from the input pixel in its place."""
+    same_size = all(s[f"x_{side}"] == s[f"y_{side}"] for side in "hw")
+    no_border = s["pad_top"] == s["pad_left"] == 0
+    return same_size and no_border and s["k_h"] == s["k_w"] == s["stride_h"] == s["stride_w"] == 1
+
+
+def _as_one_row(conv: Conv) -> Conv:
+    """Return a pointwise layer with the pixels of all images in one row."""
+    s = conv.shape
+    n = s["batches"] * s["y_h"] * s["y_w"]
+    row = {"batches": 1, "x_h": 1, "x_w": n, "y_h": 1, "y_w": n}
+    return replace(conv, shape={**s, **row})
 
 
 def _by_rows(conv: Conv, scales: Requantization, stem: str) -> Variant | None:

@@ -396,18 +396,9 @@ def emit(
             "}",
         ]
     call = body.format(four=names[0], rest=names[-1])
-    lines += [
-        "#endif",
-        "",
-        f"void {name}({PARAMETERS}) {{",
-        *textwrap.wrap(
-            f"static const es_conv_shape s = {{{fields}}};", 98,
-            initial_indent="  ", subsequent_indent="      ",
-        ),
-        *textwrap.wrap(call, 98, initial_indent="  ", subsequent_indent="      "),
-        "}",
-        "",
-        "ES_END",
-        "",
-    ]  # fmt: skip
+    wrapped = textwrap.TextWrapper(98, initial_indent="  ", subsequent_indent="      ")
+    lines += ["#endif", "", f"void {name}({PARAMETERS}) {{"]
+    if "&s" in body:
+        lines += wrapped.wrap(f"static const es_conv_shape s = {{{fields}}};")
+    lines += [*wrapped.wrap(call), "}", "", "ES_END", ""]
     return name, Emitted(text="\n".join(lines), parameters=PARAMETERS)

@@ -68,7 +68,17 @@ static inline void es_block_c(const es_block *b, const int16_t *x, const int32_t
 
 /* Widen and double n values, a multiple of 4. Each four come out in the order 0, 2, 1, 3. */
 static inline void es_widen(const int8_t *from, int16_t *to, int32_t n) {
-  for (const int8_t *end = from + n; from < end; from += 4, to += 4) {
+  for (; n >= 16; n -= 16, from += 16, to += 16) {
+    int32_t words[4], wide[8];
+    es_copy(words, from, 16);
+    for (int32_t i = 0; i < 4; i++) {
+      int32_t even = es_sxtb16(words[i]), odd = es_sxtb16_ror8(words[i]);
+      wide[2 * i] = es_sadd16(even, even);
+      wide[2 * i + 1] = es_sadd16(odd, odd);
+    }
+    es_copy(to, wide, 32);
+  }
+  for (; n > 0; n -= 4, from += 4, to += 4) {
     int32_t word = es_load4(from), even = es_sxtb16(word), odd = es_sxtb16_ror8(word);
     even = es_sadd16(even, even);
     odd = es_sadd16(odd, odd);
@@ -137,6 +147,36 @@ static inline void es_conv_by_rows(const es_conv_shape *s, const int8_t *x, cons
         rest(window + ox * s->stride_w * s->x_c, stream, y);
         y += (s->y_w - ox) * s->y_c;
       }
+    }
+  }
+}
+
+/* Convolution 1 x 1 without stride and borders, dense layers among them: `pixels` pixels of all
+ * images, four at a time, `pitch` values from one to the next once widened (at least x_c; what is
+ * between is multiplied by 0). `in_fours`: x_c is a multiple of 4, and values are widened by
+ * es_widen. Four outputs are written after four inputs have been read. */
+static inline void es_conv_by_pixels(const int8_t *x, const int32_t *stream, int16_t *values,
+                                     int8_t *y, es_block_function four, es_block_function rest,
+                                     int32_t pixels, int32_t x_c, int32_t y_c, int32_t pitch,
+                                     int32_t in_fours) {
+  for (; pixels > 0; pixels -= 4, y += 4 * y_c) {
+    int32_t n = es_min(4, pixels);
+    if (in_fours && pitch == x_c) {
+      es_widen(x, values, n * x_c);
+      x += n * x_c;
+    } else {
+      for (int32_t j = 0; j < n; j++, x += x_c) {
+        if (in_fours) {
+          es_widen(x, values + j * pitch, x_c);
+        } else {
+          es_widen_in_order(x, values + j * pitch, x_c);
+        }
+      }
+    }
+    if (n == 4) {
+      four(values, stream, y);
+    } else {
+      rest(values, stream, y);
     }
   }
 }

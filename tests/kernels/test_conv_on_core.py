@@ -114,8 +114,8 @@ def test_a_clamped_sum_on_cortex_m4_equals_tensorflow_lite_micro(tmp_path):
 
 
 MUTANTS = {
-    "ties up": (CONVOLUTIONS["ties, shift 1"], "by columns", "add lr, lr, r2, asr #31", "nop.w"),
-    "no clamp": (CONVOLUTIONS["1x1"], "by columns", "movlt r2, #3", "movlt r2, r2"),
+    "ties up": (CONVOLUTIONS["ties, shift 1"], "by pixels", "add lr, lr, r2, asr #31", "nop.w"),
+    "no clamp": (CONVOLUTIONS["1x1"], "by pixels", "movlt r2, #3", "movlt r2, r2"),
     "a lane left out": (CONVOLUTIONS["3x3"], "by rows", "smlad r2, r11, r12, r2", "nop.w"),
     "one pixel off": (CONVOLUTIONS["3x3"], "by rows", "strb r3, [r10, #16]",
                       "strb r3, [r10, #17]"),

@@ -79,7 +79,7 @@ DEEP = Case(size=(9, 10), k_c=1, groups=8, filters=1, depthwise=True)
         (WIDE, "by columns"),
         (WIDE, "by rows"),
         (replace(WIDE, kernel=(1, 1), filters=7), "dsp"),
-        (replace(WIDE, kernel=(1, 1), filters=7), "by columns"),
+        (replace(WIDE, kernel=(1, 1), filters=7), "by pixels"),
         (replace(WIDE, stride=(2, 2), filters=19), "by rows"),
         (DEEP, "dsp"),
         (DEEP, "by pairs"),
