@@ -61,7 +61,7 @@ def add(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ...]:
             "y_max": y_max,
         },
     )
-    found = _variants(graph, op, f"es_add_{suffix}", shape, cycles_per_value=138)
+    found = _variants(graph, op, f"es_add_{suffix}", shape, cycles_per_value=98)
     if "dsp" in isa and y.dtype == "int8" and a.shape == b.shape == y.shape:
         found += _dsp_add(a, b, y, shape)
     if "scalar" in isa and y.dtype == "int8" and a.shape == b.shape == y.shape:
@@ -95,7 +95,7 @@ def mul(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ...]:
             "y_max": y_max,
         },
     )
-    return _variants(graph, op, f"es_mul_{suffix}", shape, cycles_per_value=60)
+    return _variants(graph, op, f"es_mul_{suffix}", shape, cycles_per_value=50)
 
 
 def maximum_minimum(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ...]:
@@ -160,8 +160,8 @@ def prelu(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ...]:
         name="ref",
         calls=(call,),
         overlaps=overlaps,
-        cycles=73.0 * _count(y),
-        code_bytes=464,
+        cycles=60.0 * _count(y),
+        code_bytes=400,
     )
     return (variant,)
 
@@ -227,7 +227,7 @@ def _variants(
         calls=(Call(function=function, args=(*structs, *args)),),
         overlaps=_overlaps(a, b, y),
         cycles=cycles,
-        code_bytes=260 if len(structs) == 1 else 420,
+        code_bytes=310 if len(structs) == 1 else 470,
     )
     return (variant, *pointwise_variants(graph, op))
 
