@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -132,17 +133,20 @@ def show_agreement(found: Agreement) -> str:
     pair = f"{found.engine} and {found.reference}"
     if not found.largest:
         return f"{pair}: {found.n_values:,} values, all equal"
-    line = (
-        f"{pair}: largest difference {found.largest:.3g} {found.unit} "
-        f"({'limit' if found.within_limit else 'BEYOND the limit of'} {found.limit:.3g}), "
-        f"rms {found.rms:.2g} ({found.rms_limit:.2g}), "
+    return (
+        f"{pair}: largest difference {found.largest:.3g} {found.unit} (limit {found.limit:.3g}), "
+        f"rms {found.rms:.2g} (limit {found.rms_limit:.2g}), "
         f"{100 * found.differing:.2f} % of {found.n_values:,} values differ"
     )
-    if found.quantization_largest is not None:
-        line += (
-            f"; quantization: {found.quantization_largest:.3g}, rms {found.quantization_rms:.2g}"
-        )
-    return line
+
+
+def show_quantization(agreements: Sequence[Agreement]) -> str:
+    """Say in one line what quantization did to the outputs; nothing where it did not happen."""
+    for found in agreements:
+        if found.quantization_largest is not None:
+            largest, rms = found.quantization_largest, found.quantization_rms
+            return f"quantization itself: largest error {largest:.3g} {found.unit}, rms {rms:.2g}"
+    return ""
 
 
 def print_built(built: Built, task: Task, title: str) -> None:
@@ -184,6 +188,8 @@ def print_built(built: Built, task: Task, title: str) -> None:
         verdict = "" if limit_drop is None else f"  limit {limit_drop:g}: met"
         print(f"  {'drop':<14} {built.drop:.4f} (measured, test split){verdict}")
     print()
+    if quantization := show_quantization(built.agreements):
+        print(f"  {quantization}")
     for a in built.agreements:
         print(f"  {show_agreement(a)}")
         if not a.within_limit:

@@ -36,6 +36,8 @@ ERROR_RMS_SHARE: Final = 0.5  # of quantization's rms error: the rms difference 
 GROSS: Final = 4.0  # times the limit: beyond it even an engine that the target does not run counts
 MAX_RELATIVE: Final = 2e-3  # float models: largest difference over the largest output
 
+CONVERTED: Final = ("torch", "executorch")  # not the `.tflite`: two conversions of one program
+
 _FLOATS: Final = {"float16", "float32", "float64", "bfloat16"}
 
 
@@ -225,6 +227,9 @@ def compare(
 
     error = limit.quantization
     if not np.isfinite(found.largest) or not is_within(1.0 if is_run else GROSS):
+        cause = "the conversion changed the model"
+        if engine not in CONVERTED:
+            cause = f"{engine} computes the file otherwise than {reference}"
         moved = "" if error is None else (
             f"; quantization moves them by up to {error.largest:.3g} (rms {error.rms:.3g})"
         )  # fmt: skip
@@ -232,8 +237,7 @@ def compare(
             f"outputs of {engine} and {reference}",
             f"differ by up to {found.largest:.3g} {unit} (rms {found.rms:.3g}), "
             f"at most {limit.largest:.3g} (rms {limit.rms:.3g}) are allowed{moved}",
-            "the conversion changed the model; report it with the model, or build with "
-            "a recipe of dtype float32",
+            f"{cause}; report it with the model, or build with a recipe of dtype float32",
         )
     return Agreement(
         engine=engine,

@@ -213,6 +213,17 @@ def test_fault_far_beyond_the_quantization_error_is_refused_with_both_figures(fa
         compare("torch", "litert", [got], [expected], limit=limit)
 
 
+@pytest.mark.parametrize(
+    ("engine", "cause"),
+    [("torch", "the conversion changed"), ("executorch", "the conversion changed"),
+     ("tflm", "tflm computes the file otherwise than litert")],
+)  # fmt: skip
+def test_conversion_is_blamed_only_where_two_conversions_are_compared(engine, cause):
+    with pytest.raises(ModelError) as caught:
+        compare(engine, "litert", codes(0, 99), codes(0, 0), limit=within(3))
+    assert cause in caught.value.fix
+
+
 # --- engines that the target does not run -------------------------------------------------------
 
 
