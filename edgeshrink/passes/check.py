@@ -55,6 +55,8 @@ LISTS: Final[dict[str, tuple[int, ...]]] = {
 }  # fmt: skip
 BIASES: Final = {"int8": ("int32",), "int16": ("int32", "int64")}  # by type of the activations
 MAX_TENSOR_BYTES: Final = 256 << 20  # no microcontroller holds more, and no pass looks at it
+LIMITED: Final = ("int8", "uint8", "int16")
+SCALES: Final = (1e-30, 1e30)  # so that quotients of two and of a few stay inside float32
 REPAIR: Final = "the file is damaged: export it again"
 
 
@@ -93,6 +95,11 @@ def _fault(graph: Graph, op: Op) -> str:
         tensor = graph.tensors[max(index, 0)]
         if index >= 0 and tensor.is_variable and tensor.data is not None:
             return f"has {tensor.name or index}, a variable that is a constant"
+        q = tensor.quantization
+        if index >= 0 and q is not None and tensor.dtype in LIMITED:
+            extreme = q.scales[(q.scales < SCALES[0]) | (q.scales > SCALES[1])]
+            if extreme.size:
+                return f"has {tensor.name or index} with the scale {extreme[0]:g}"
         if index < 0 or tensor.dtype in ("int32", "int64"):
             continue  # a list of sizes or axes may be empty: that of a scalar's shape is
         if any(size < 1 for size in tensor.shape):
