@@ -40,7 +40,7 @@ def conv_2d(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ...]:
     found = [_reference(conv, "es_conv_s8__ref")]
     if "dsp" in isa and folded_bias(conv) is not None:
         if right_shifts(conv) is not None:
-            found.append(_dsp_conv(conv))
+            found.append(dsp_convolution(conv))
         found += block_variants(conv)
     if "scalar" in isa:
         found += scalar_conv(conv)
@@ -73,7 +73,8 @@ def _reference(conv: Conv, function: str) -> Variant:
     )
 
 
-def _dsp_conv(conv: Conv) -> Variant:
+def dsp_convolution(conv: Conv) -> Variant:
+    """Return the shared kernel's variant; `folded_bias` and `right_shifts` are not None."""
     s = conv.shape
     steps = np.arange(0, s["y_h"] * s["y_w"], 2)
     window = s["k_h"] * s["k_w"] * s["x_c"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from edgeshrink.graph import Graph, Op
 from edgeshrink.lowering.calls import Call, ConstArg, StructArg, TensorArg, Variant
 from edgeshrink.lowering.conv_blocks import block_variants
 from edgeshrink.lowering.conv_layer import Conv, folded_bias, right_shifts
+from edgeshrink.lowering.convolutions import dsp_convolution
 from edgeshrink.lowering.fixed_point import (
     activation_range,
     constant,
@@ -107,6 +109,7 @@ def fully_connected(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant
                 code_bytes=650,
             )
         )
+        found.append(replace(dsp_convolution(conv), name="dsp convolution"))
     found += block_variants(conv, "es_dense_s8")
     return tuple(found)
 
