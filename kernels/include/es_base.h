@@ -36,10 +36,28 @@ static inline int32_t es_wrap_add(int32_t a, int32_t b) {
 }
 static inline int32_t es_wrap_shl(int32_t x, int32_t n) { return (int32_t)((uint32_t)x << n); }
 
+/* round(a * b / 2^31), ties upwards, by products of 16-bit halves; not both -2^31.
+ *
+ * With a = ah * 2^16 + al, al in [0, 2^16), and b alike, a * b / 2^16 rounded down is
+ * (ah * bh + (al * bh >> 16) + (ah * bl >> 16)) * 2^16 + low, and no product leaves 32 bits. */
+static inline int32_t es_doubling_high_mul_by_halves(int32_t a, int32_t b) {
+  int32_t al = a & 0xFFFF, ah = a >> 16, bl = b & 0xFFFF, bh = b >> 16;
+  int32_t left = al * bh, right = ah * bl;
+  int32_t low = (int32_t)(((uint32_t)al * (uint32_t)bl) >> 16);
+  low += (left & 0xFFFF) + (right & 0xFFFF);
+  return 2 * (ah * bh + (left >> 16) + (right >> 16)) + ((low + (1 << 14)) >> 15);
+}
+
 /* round(a * b / 2^31), ties upwards, saturating the one product that does not fit. */
 static inline int32_t es_doubling_high_mul(int32_t a, int32_t b) {
   if (a == b && a == INT32_MIN) return INT32_MAX;
-  return (int32_t)(((int64_t)a * b + (INT64_C(1) << 30)) >> 31);
+#if defined(__thumb__) && !defined(__thumb2__)
+  return es_doubling_high_mul_by_halves(a, b); /* the core has no long product */
+#else
+  int64_t product = (int64_t)a * b;
+  int64_t nudge = product >= 0 ? (INT64_C(1) << 30) : (1 - (INT64_C(1) << 30));
+  return (int32_t)((product + nudge) / (INT64_C(1) << 31));
+#endif
 }
 
 /* round(x / 2^n), ties away from zero; 0 <= n <= 31. */

@@ -25,6 +25,14 @@ void one(const int32_t *x, const int32_t *m, const int32_t *n, int32_t *y, int32
   }
 }
 """
+ANY = """
+#include "es_base.h"
+void one(const int32_t *x, const int32_t *m, const int32_t *n, int32_t *y, int32_t count);
+void one(const int32_t *x, const int32_t *m, const int32_t *n, int32_t *y, int32_t count) {
+  (void)n;
+  for (int32_t i = 0; i < count; i++) y[i] = es_doubling_high_mul_by_halves(x[i], m[i]);
+}
+"""
 HALVES = SHIM % ("es_doubling_high_mul_halves(x[i], m[i])", "0")
 WHOLE = SHIM % ("0", "1")
 
@@ -61,6 +69,19 @@ def test_requantization_is_exact_on_millions_of_random_values(text):
     high = np.sign(product) * (nudged >> 31)
     expected = np.sign(high) * ((np.abs(high) + (np.int64(1) << (n - 1))) >> n)
     np.testing.assert_array_equal(computed(text, x, m, n), expected)
+
+
+def test_product_by_halves_is_exact_for_any_factors():
+    rng = np.random.default_rng(6)
+    ends = [-(2**31), 1 - 2**31, -(2**16), -1, 0, 1, 2**15, 2**16 - 1, 2**16, 2**31 - 1]
+    x, m = (np.repeat(ends, len(ends)), np.tile(ends, len(ends)))
+    x = np.append(x, rng.integers(-(2**31), 2**31, 2_000_000))[1:]  # not -2^31 twice
+    m = np.append(m, rng.integers(-(2**31), 2**31, 2_000_000))[1:]
+    x[500:900] = 2 * np.arange(400) + 1
+    m[500:900] = 2**30  # ties
+    expected = ((x * m >> 29) + 2) >> 2
+    got = computed(ANY, x.astype(np.int32), m.astype(np.int32), np.zeros(x.size, np.int32))
+    np.testing.assert_array_equal(got, expected)
 
 
 @pytest.mark.parametrize(
