@@ -93,10 +93,10 @@ def generate(lowered: Lowered, name: str, *, golden: Golden | None = None) -> Ge
     files = {f"{f}.c": p.read_text("utf-8") for f, p in sorted(kernels.items())}
     files |= {f"{c.function}.c": c.emitted.text for c in calls if c.emitted is not None}
     family_headers = sorted(included_headers(files.values()))
+    files[f"{name}.h"] = _header(name, lowered)
+    files[f"{name}.c"] = _source(name, lowered, init, steps, calls, constants)
     files[f"{name}_data.h"] = constants.header(family_headers)
     files[f"{name}_data.c"] = constants.source()
-    files[f"{name}.h"] = _header(name, lowered)
-    files[f"{name}.c"] = _source(name, lowered, init, steps, calls)
     if golden is not None:
         files["golden_test.c"] = _golden_test(name, lowered.graph, golden)
     used = included_headers([*files.values(), '#include "es_base.h"'])
@@ -316,7 +316,12 @@ def _tensor_macros(prefix: str, tensor: Tensor) -> list[str]:
 
 
 def _source(
-    name: str, lowered: Lowered, init: Sequence[str], steps: Sequence[str], calls: Sequence[Call]
+    name: str,
+    lowered: Lowered,
+    init: Sequence[str],
+    steps: Sequence[str],
+    calls: Sequence[Call],
+    constants: _Constants,
 ) -> str:
     upper = name.upper()
     emitted = {c.function: c.emitted.parameters for c in calls if c.emitted is not None}
@@ -355,7 +360,7 @@ def _source(
         lines += [f"{kind}{name}_{side}(int i) {{"]
         if tensors:
             lines += ["  switch (i) {"]
-            lines += [f"    case {i}: return {_address(t, lowered, name)};"
+            lines += [f"    case {i}: return {_address(t, lowered, constants)};"
                       for i, t in enumerate(tensors)]  # fmt: skip
             lines += ["    default: return 0;", "  }"]
         else:
@@ -365,10 +370,10 @@ def _source(
     return "\n".join(lines)
 
 
-def _address(tensor: int, lowered: Lowered, name: str) -> str:
+def _address(tensor: int, lowered: Lowered, constants: _Constants) -> str:
     place = lowered.places[tensor]
     if place.where == "constant":
-        return f"{name}_tensor_{place.constant}"
+        return constants.tensor(place.constant)
     return f"{place.where}.bytes + {place.offset}"
 
 

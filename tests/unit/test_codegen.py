@@ -63,17 +63,20 @@ def odd_names() -> bytes:
 
 
 def passed_through() -> bytes:
-    """An output that is an input, one that is a constant, one that is a view of an input."""
+    """Outputs that are an input, two equal constants that nobody reads, and a view of an input."""
     build = TfliteBuilder()
     like = {"scale": 0.1, "zero_point": 3}
     x = build.tensor("x", (2, 3), "INT8", **like)
     c = build.tensor("c", (1, 3), "INT8", data=np.array([[1, -2, 127]], np.int8), **like)
+    unread = [
+        build.tensor(n, (1, 2), "INT8", data=np.array([[5, 6]], np.int8), **like) for n in "uv"
+    ]
     new_shape = build.tensor("shape", (1,), "INT32", data=np.array([6], np.int32))
     view = build.tensor("view", (6,), "INT8", **like)
     y = build.tensor("y", (2, 3), "INT8", scale=0.3)
     build.op("RESHAPE", [x, new_shape], [view], S.ReshapeOptionsT(newShape=[6]))
     build.op("ADD", [x, c], [y], S.AddOptionsT(), 2)
-    build.graph.inputs, build.graph.outputs = [x], [x, c, view, y]
+    build.graph.inputs, build.graph.outputs = [x], [x, c, *unread, view, y]
     return build.bytes()
 
 
