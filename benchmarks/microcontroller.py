@@ -167,7 +167,7 @@ def main() -> None:
                         name = f"{path.stem} {target.name} {plan} {compiler}"
                         print(f"{name}: {row.cycles[1]:,.0f} cycles", file=sys.stderr)
         print("# Compiled models on microcontrollers\n")
-        print("`-O3`, kernels as the plan chooses them. Instructions are executed and counted; "
+        print("`-O3`, in the plan `flash` `-Os`. Instructions are executed and counted; "
               "cycles are modelled from the\ncore's timing table, for memory that never waits. "
               "MACs are those of the file as given.\n")  # fmt: skip
         for name, version in versions.items():

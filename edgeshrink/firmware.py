@@ -38,6 +38,8 @@ MODEL: Final = "model.tflite"
 SUMMARY: Final = "compiled.json"
 ELF: Final = "model.elf"
 
+COMPILER_FLAGS: Final[dict[Optimize, str]] = {"latency": "-O3", "ram": "-O3", "flash": "-Os"}
+
 Progress = Callable[[float, str], None]
 
 
@@ -297,7 +299,8 @@ def compile_firmware(
     elf = None
     if target.cpu.core in CORES:
         progress(0.5, "compiling")
-        elf = link(generated, before, target, out, compiler)
+        flag = COMPILER_FLAGS[optimize]
+        elf = link(generated, before, target, out, compiler=compiler, flag=flag)
         progress(0.8, "running on the emulated core")
         check_golden(elf, before, target, golden)
     progress(1.0, "compiled")
@@ -389,7 +392,13 @@ def specs(graph: Graph, tensors: Sequence[int], names: Sequence[str]) -> tuple[I
 
 
 def link(
-    generated: Generated, graph: Graph, target: Target, folder: Path, compiler: str = "zig"
+    generated: Generated,
+    graph: Graph,
+    target: Target,
+    folder: Path,
+    *,
+    compiler: str = "zig",
+    flag: str = "-O3",
 ) -> Path:
     """Compile the sources in `folder` with the harness of the emulator; return the ELF."""
     with tempfile.TemporaryDirectory() as aside:
@@ -403,6 +412,7 @@ def link(
             folder / ELF,
             include=[folder],
             compiler=compiler,
+            optimize=flag,
         )
 
 
