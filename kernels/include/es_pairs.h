@@ -1,8 +1,9 @@
 /* Depthwise 3 x 3 convolutions by pairs of rows: what kernels written for one width are made of.
  *
  * Rows of the input are widened two at a time, and the zero point taken off, so that borders are
- * zero: for every channel a plane of words, each with the values of one column in both rows. Output rows come from two such planes, which lie one behind
- * the other and take turns: plane `even` of them holds the upper pair of rows.
+ * zero: for every channel a plane of words, each with the values of one column in both rows.
+ * Output rows come from two such planes, which lie one behind the other and take turns: plane
+ * `even` of them holds the upper pair of rows.
  *
  * The stream holds, for every channel, twice the weights as (top, middle) of each column, then as
  * (middle, bottom) of each column; twice the bias; multiplier, rounding constant and shift, see
