@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgeshrink.errors import ModelError
-from edgeshrink.exporting import Exported, export
+from edgeshrink.exporting import Exported, export, exporter
 from edgeshrink.exporting.gates import Difference, compare, engine_limit
 from edgeshrink.predict import dequantize_array, pte_predict, tflite_predict
 from edgeshrink.recipe import Quantize
@@ -384,6 +384,54 @@ def test_operator_that_tflm_lacks_is_no_concern_of_a_target_that_does_not_run_it
     microcontroller = load_target("nucleo-l4r5zi")
     with pytest.raises(ModelError, match="GELU"):
         exported(task, microcontroller)
+
+
+class Astray:
+    """A runner of which every eighth output code is off."""
+
+    def __init__(self, opening, by: int) -> None:
+        self.opening, self.by = opening, by
+
+    def __enter__(self):
+        self.runner = self.opening.__enter__()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.opening.__exit__(*exception)
+
+    def run(self, *arrays):
+        (raw,) = self.runner.run(*arrays)
+        moved = raw.astype(int).ravel()
+        moved[::8] += np.where(moved[::8] > 0, -self.by, self.by)
+        return (moved.astype(np.int8).reshape(raw.shape),)
+
+
+@pytest.mark.parametrize(
+    ("engine", "device", "by", "is_refused"),
+    [
+        ("litert-builtin", "rpi4", 6, False),
+        ("litert-builtin", "rpi4", 100, True),
+        ("tflm", "rpi4", 6, False),
+        ("tflm", "nucleo-l4r5zi", 6, True),
+    ],
+)
+def test_only_an_engine_that_the_target_runs_fails_the_export_unless_it_is_far_off(
+    engine, device, by, is_refused, monkeypatch
+):
+    def opened(data, which, **options):
+        opening = open_model(data, which, **options)
+        return Astray(opening, by) if which == engine else opening
+
+    monkeypatch.setattr(exporter, "open_model", opened)
+    torch.manual_seed(0)
+    task = task_of(Small(), (3, 8, 8))
+    if is_refused:
+        with pytest.raises(ModelError, match=f"outputs of {engine} and litert"):
+            exported(task, load_target(device))
+        return
+    found = agreement(exported(task, load_target(device)), engine)
+    assert not found.within_limit
+    assert found.largest >= by - 1
 
 
 def test_raw_outputs_stand_for_what_predict_returns():
