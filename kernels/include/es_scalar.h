@@ -44,14 +44,14 @@ typedef struct {
 #define ES_SCALAR_ASM 1
 
 /* Requantizes and stores, as es_store_four; the function's frame as ES_ENTER leaves it. r0: the
- * es_four, r1: the scale, at [sp, #4]: y. Leaves the end of the scale at [sp].
+ * es_four, r1: the scale, at [sp, #12]: y. Leaves the end of the scale at [sp, #SLOT].
  * r1 and r2 are the halves of the multiplier, r3 the shift, r4 a sum, r5 and r7 its halves; r8 y,
  * r9 the pitch, r10 the rounding constant, r11 and r12 the limits, lr the sums' end. */
-#define ES_STORE_FOUR                                                                           \
-  "ldmia r1!, {r2, r3}\n str r1, [sp]\n uxth r1, r2\n lsrs r2, r2, #16\n"                        \
+#define ES_STORE_FOUR(SLOT)                                                                      \
+  "ldmia r1!, {r2, r3}\n str r1, [sp, #" #SLOT "]\n uxth r1, r2\n lsrs r2, r2, #16\n"                        \
   "ldmia r0!, {r4, r5}\n mov r9, r4\n lsls r5, r3\n asrs r5, r5, #1\n mov r10, r5\n"            \
   "ldmia r0!, {r5, r6, r7}\n mov r11, r5\n mov r12, r6\n"                                      \
-  "adds r7, r7, r0\n mov lr, r7\n ldr r4, [sp, #4]\n mov r8, r4\n"                              \
+  "adds r7, r7, r0\n mov lr, r7\n ldr r4, [sp, #12]\n mov r8, r4\n"                              \
   "7:\n ldmia r0!, {r4}\n sxth r5, r4\n subs r7, r4, r5\n asrs r7, r7, #16\n"                   \
   "mov r6, r5\n muls r6, r1, r6\n asrs r6, r6, #16\n muls r5, r2, r5\n adds r6, r6, r5\n"       \
   "mov r5, r7\n muls r5, r1, r5\n adds r6, r6, r5\n muls r7, r2, r7\n"                          \
@@ -60,17 +60,14 @@ typedef struct {
   "cmp r6, r11\n bge 8f\n mov r6, r11\n 8:\n cmp r6, r12\n ble 9f\n mov r6, r12\n 9:\n"         \
   "mov r5, r8\n strb r6, [r5]\n add r8, r9\n cmp r0, lr\n bne 7b\n"
 
-/* Saves every register; r2 and r3 are kept at [sp] and [sp, #4]. A fifth argument is at
- * [sp, #44]. */
-#define ES_ENTER                                                          \
-  ".syntax unified\n push {r4, r5, r6, r7, lr}\n"                         \
-  "mov r4, r8\n mov r5, r9\n mov r6, r10\n mov r7, r11\n"                 \
-  "push {r2, r3, r4, r5, r6, r7}\n"
+/* Saves every register; the arguments are at [sp] to [sp, #12], a fifth at [sp, #52], and so on. */
+#define ES_ENTER                                  \
+  ".syntax unified\n push {r4, r5, r6, r7, lr}\n" \
+  "mov r4, r8\n mov r5, r9\n mov r6, r10\n mov r7, r11\n push {r0, r1, r2, r3, r4, r5, r6, r7}\n"
 /* Returns what is at [sp]. */
-#define ES_LEAVE                                                          \
-  "pop {r0, r1, r4, r5, r6, r7}\n"                                        \
-  "mov r8, r4\n mov r9, r5\n mov r10, r6\n mov r11, r7\n"                 \
-  "pop {r4, r5, r6, r7, pc}\n"
+#define ES_LEAVE                            \
+  "pop {r0, r1, r2, r3, r4, r5, r6, r7}\n"  \
+  "mov r8, r4\n mov r9, r5\n mov r10, r6\n mov r11, r7\n pop {r4, r5, r6, r7, pc}\n"
 
 #else
 #define ES_SCALAR_ASM 0

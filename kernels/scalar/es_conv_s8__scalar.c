@@ -27,7 +27,7 @@
 #include "es_conv.h"
 #include "es_scalar.h"
 
-/* Four outputs of one filter; returns its end in the stream. */
+/* Four outputs of every filter, y to y_end. */
 #if ES_SCALAR_ASM
 
 #define ES_TAKE_OUT                                                                         \
@@ -39,10 +39,12 @@
 
 /* r0 columns, r1 stream, r2 flags, r3 four weights, r4 one of them, r5 to r7 values; r12 and lr are
  * the sums S of two pixels each; r8 and r10 the sums of S, r9 and r11 those of H. */
-__attribute__((naked, noinline)) static const int32_t *es_filter(
-    const int32_t *columns, const int32_t *stream, es_four *four, int8_t *y, const int32_t *end) {
+__attribute__((naked, noinline)) static void es_filters(
+    const int32_t *columns, const int32_t *stream, es_four *four, int8_t *y, const int32_t *end,
+    const int8_t *y_end) {
   __asm__(
       ES_ENTER
+      "5:\n ldr r0, [sp]\n ldr r1, [sp, #4]\n"
       "ldmia r1!, {r3}\n"
       "mov r9, r3\n mov r11, r3\n"
       "lsls r4, r3, #16\n adds r4, r4, r3\n mov r8, r4\n mov r10, r4\n"
@@ -72,11 +74,13 @@ __attribute__((naked, noinline)) static const int32_t *es_filter(
       "asrs r4, r3, #24\n" ES_ADD_TWO ES_TAKE_OUT
       "lsls r2, r2, #1\n bcc 1b\n b 2b\n"
       "4:\n"
-      "ldr r5, [sp, #44]\n cmp r0, r5\n bne 0b\n"
-      "ldr r0, [sp]\n adds r0, #20\n"
+      "ldr r5, [sp, #52]\n cmp r0, r5\n bne 0b\n"
+      "ldr r0, [sp, #8]\n adds r0, #20\n"
       "mov r4, r9\n mov r2, r8\n lsls r3, r4, #16\n subs r3, r2, r3\n"
       "mov r6, r11\n mov r2, r10\n lsls r5, r6, #16\n subs r5, r2, r5\n"
-      "stmia r0!, {r3, r4, r5, r6}\n subs r0, #36\n" ES_STORE_FOUR ES_LEAVE);
+      "stmia r0!, {r3, r4, r5, r6}\n subs r0, #36\n" ES_STORE_FOUR(4)
+      "ldr r3, [sp, #12]\n adds r3, #1\n str r3, [sp, #12]\n"
+      "ldr r2, [sp, #56]\n cmp r3, r2\n beq 6f\n b 5b\n 6:\n" ES_LEAVE);
 }
 
 #else
@@ -119,6 +123,11 @@ static const int32_t *es_filter(const int32_t *columns, const int32_t *stream, e
   four->sums[2] = (int32_t)(all1 - ((uint32_t)high1 << 16));
   four->sums[3] = bias + high1;
   return es_store_four(four, stream, y);
+}
+
+static void es_filters(const int32_t *columns, const int32_t *stream, es_four *four, int8_t *y,
+                       const int32_t *end, const int8_t *y_end) {
+  for (; y < y_end; y++) stream = es_filter(columns, stream, four, y, end);
 }
 
 #endif
@@ -182,10 +191,9 @@ void es_conv_s8__scalar(const es_conv_shape *shape, const int8_t *x, const int32
         }
         es_pack_windows(s, x, ay, ax, by, bx, columns + (pair >> 1));
       }
-      const int32_t *filter = stream;
       four.n_bytes = n << 2;
-      for (int32_t o = 0; o < y_c; o++) filter = es_filter(columns, filter, &four, y++, end);
-      y += (n - 1) * y_c;
+      es_filters(columns, stream, &four, y, end, y + y_c);
+      y += n * y_c;
     }
   }
 }

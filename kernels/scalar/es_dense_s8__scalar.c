@@ -39,7 +39,7 @@ __attribute__((naked, noinline)) static const int32_t *es_dot_four(
       "asrs r4, r6, #16\n sxtb r4, r4\n asrs r5, r6, #24\n"
       ES_ROW("r8") ES_ROW("r9") ES_ROW("r10") ES_ROW("r11")
       "cmp r0, r12\n bne 1b\n"
-      "str r2, [sp]\n ldr r3, [sp, #4]\n"
+      "str r2, [sp]\n ldr r3, [sp, #12]\n"
       "mov r4, r8\n mov r5, r9\n mov r6, r10\n mov r7, r11\n stmia r3!, {r4, r5, r6, r7}\n"
       ES_LEAVE);
 }

@@ -21,14 +21,15 @@
 #include "es_scalar.h"
 
 typedef struct {
-  int32_t offsets[4];      /* of the four windows */
-  int32_t tap, line;       /* from tap to tap; from behind a row of taps to the next row */
-  int32_t k_w, size;       /* taps of a row, of all rows */
+  int32_t offsets[4]; /* of the four windows */
+  int32_t tap;        /* from tap to tap */
+  int32_t size;       /* taps of a filter */
   const int32_t *channel;
   es_four four;
 } es_windows;
 
-/* Four outputs of the filter at w. */
+/* Four outputs of each of neighbouring channels, y to y_end, every one with a filter of its own;
+ * `line` leads from behind a row of k_w taps to the next row. */
 #if ES_SCALAR_ASM
 
 #define ES_TAP(I)                                                   \
@@ -40,47 +41,54 @@ typedef struct {
 
 /* r0 x, r1 w, r2 a weight, r3 a value, r4 to r7 the offsets, r8 to r11 sums, r12 from tap to tap,
  * lr the end of w. */
-__attribute__((naked, noinline)) static void es_four_windows(const int8_t *x, const int8_t *w,
-                                                             es_windows *windows, int8_t *y) {
+__attribute__((naked, noinline)) static void es_channels(
+    const int8_t *x, const int8_t *w, es_windows *windows, int8_t *y, const int8_t *y_end,
+    int32_t line, int32_t k_w, const int8_t *row_end) {
   __asm__(
       ES_ENTER
+      "5:\n ldr r0, [sp]\n ldr r1, [sp, #4]\n ldr r2, [sp, #8]\n"
       "ldmia r2!, {r4, r5, r6, r7}\n"
-      "ldr r3, [r2, #12]\n adds r3, r3, r1\n mov lr, r3\n"
+      "ldr r3, [r2, #4]\n adds r3, r3, r1\n mov lr, r3\n"
       "ldr r3, [r2]\n mov r12, r3\n"
-      "ldr r3, [r2, #16]\n ldr r3, [r3]\n mov r8, r3\n mov r9, r3\n mov r10, r3\n mov r11, r3\n"
-      "ldr r3, [r2, #4]\n ldr r2, [r2, #8]\n"
-      "push {r1, r2, r3}\n" /* end of a row of taps, k_w, line */
-      "cmp r2, #3\n bne 2f\n"
+      "ldr r3, [r2, #8]\n ldr r3, [r3]\n mov r8, r3\n mov r9, r3\n mov r10, r3\n mov r11, r3\n"
+      "ldr r2, [sp, #60]\n cmp r2, #3\n bne 2f\n"
       "1:\n" ES_TAP(0) ES_TAP(1) ES_TAP(2)
-      "adds r1, #3\n ldr r3, [sp, #8]\n adds r0, r0, r3\n cmp r1, lr\n bne 1b\n b 4f\n"
+      "adds r1, #3\n ldr r3, [sp, #56]\n adds r0, r0, r3\n cmp r1, lr\n bne 1b\n b 4f\n"
       "2:\n"
-      "ldr r3, [sp, #4]\n adds r3, r3, r1\n str r3, [sp]\n"
+      "ldr r3, [sp, #60]\n adds r3, r3, r1\n str r3, [sp, #64]\n"
       "3:\n" ES_TAP(0)
-      "adds r1, #1\n ldr r3, [sp]\n cmp r1, r3\n bne 3b\n"
-      "ldr r3, [sp, #8]\n adds r0, r0, r3\n cmp r1, lr\n bne 2b\n"
+      "adds r1, #1\n ldr r3, [sp, #64]\n cmp r1, r3\n bne 3b\n"
+      "ldr r3, [sp, #56]\n adds r0, r0, r3\n cmp r1, lr\n bne 2b\n"
       "4:\n"
-      "add sp, #12\n"
-      "ldr r0, [sp]\n ldr r1, [r0, #32]\n adds r1, #4\n adds r0, #56\n"
+      "str r1, [sp, #4]\n ldr r0, [sp, #8]\n ldr r1, [r0, #24]\n adds r1, #4\n adds r0, #48\n"
       "mov r4, r8\n mov r5, r9\n mov r6, r10\n mov r7, r11\n stmia r0!, {r4, r5, r6, r7}\n"
-      "subs r0, #36\n" ES_STORE_FOUR ES_LEAVE);
+      "subs r0, #36\n" ES_STORE_FOUR(64)
+      "ldr r0, [sp, #8]\n ldr r1, [sp, #64]\n str r1, [r0, #24]\n"
+      "ldr r0, [sp]\n adds r0, #1\n str r0, [sp]\n"
+      "ldr r3, [sp, #12]\n adds r3, #1\n str r3, [sp, #12]\n"
+      "ldr r2, [sp, #52]\n cmp r3, r2\n beq 6f\n b 5b\n 6:\n" ES_LEAVE);
 }
 
 #else
 
-static void es_four_windows(const int8_t *x, const int8_t *w, es_windows *windows, int8_t *y) {
-  int32_t bias = windows->channel[0], a = bias, b = bias, c = bias, d = bias;
-  int32_t tap = windows->tap, line = windows->line, k_w = windows->k_w;
-  const int8_t *p = x + windows->offsets[0], *q = x + windows->offsets[1];
-  const int8_t *r = x + windows->offsets[2], *s = x + windows->offsets[3];
-  for (const int8_t *end = w + windows->size; w < end;) {
-    for (const int8_t *row = w + k_w; w < row; w++, p += tap, q += tap, r += tap, s += tap) {
-      a += *p * *w, b += *q * *w, c += *r * *w, d += *s * *w;
+static void es_channels(const int8_t *x, const int8_t *w, es_windows *windows, int8_t *y,
+                        const int8_t *y_end, int32_t line, int32_t k_w, const int8_t *row_end) {
+  int32_t tap = windows->tap;
+  for (; y < y_end; y++, x++) {
+    int32_t bias = windows->channel[0], a = bias, b = bias, c = bias, d = bias;
+    const int8_t *p = x + windows->offsets[0], *q = x + windows->offsets[1];
+    const int8_t *r = x + windows->offsets[2], *s = x + windows->offsets[3];
+    for (const int8_t *end = w + windows->size; w < end;) {
+      for (row_end = w + k_w; w < row_end; w++, p += tap, q += tap, r += tap, s += tap) {
+        int32_t weight = *w;
+        a += *p * weight, b += *q * weight, c += *r * weight, d += *s * weight;
+      }
+      p += line, q += line, r += line, s += line;
     }
-    p += line, q += line, r += line, s += line;
+    windows->four.sums[0] = a, windows->four.sums[1] = b;
+    windows->four.sums[2] = c, windows->four.sums[3] = d;
+    windows->channel = es_store_four(&windows->four, windows->channel + 1, y);
   }
-  windows->four.sums[0] = a, windows->four.sums[1] = b;
-  windows->four.sums[2] = c, windows->four.sums[3] = d;
-  es_store_four(&windows->four, windows->channel + 1, y);
 }
 
 #endif
@@ -114,9 +122,10 @@ void es_depthwise_s8__scalar(const es_conv_shape *shape, const int8_t *x, const 
   int32_t x_c = s->x_c, y_c = s->y_c, y_w = s->y_w;
   int32_t columns = (y_w - 1) * s->stride_w + (s->k_w - 1) * s->dilation_w + 1;
   int32_t pitch = columns * x_c, reach = (s->k_h - 1) * s->dilation_h + 1;
-  es_windows windows = {{0, 0, 0, 0}, s->dilation_w * x_c, 0, s->k_w, s->k_h * s->k_w, channels,
+  int32_t tap = s->dilation_w * x_c, line = s->dilation_h * pitch - s->k_w * tap;
+  int32_t per_call = y_c == x_c ? y_c : 1;
+  es_windows windows = {{0, 0, 0, 0}, tap, s->k_h * s->k_w, channels,
                         {y_c, 2 * s->y_zero + 1, s->y_min, s->y_max, 0, {0, 0, 0, 0}}};
-  windows.line = s->dilation_h * pitch - s->k_w * windows.tap;
   for (int32_t b = 0; b < s->batches; b++, x += s->x_h * s->x_w * x_c) {
     int32_t next = -s->pad_top; /* the next row of x to copy */
     for (int32_t oy = 0, lines; oy < s->y_h; oy += lines) {
@@ -133,18 +142,16 @@ void es_depthwise_s8__scalar(const es_conv_shape *shape, const int8_t *x, const 
       for (int32_t at = 0, n; at < pixels; at += n) {
         at = es_max(0, es_min(at, pixels - 4));
         n = es_min(4, pixels - at);
-        for (int32_t i = 0, line = 0, ox = at; i < 4; i++, ox += i < n) {
-          while (ox >= y_w) ox -= y_w, line += s->stride_h * pitch;
-          windows.offsets[i] = line + ox * s->stride_w * x_c;
+        for (int32_t i = 0, row = 0, ox = at; i < 4; i++, ox += i < n) {
+          while (ox >= y_w) ox -= y_w, row += s->stride_h * pitch;
+          windows.offsets[i] = row + ox * s->stride_w * x_c;
         }
         windows.four.n_bytes = n << 2;
         windows.channel = channels;
         const int8_t *filter = w, *from = window;
-        int8_t *to = y + at * y_c;
-        for (int32_t o = 0, rest = 0; o < y_c; o++, to++) {
-          es_four_windows(from, filter, &windows, to);
-          filter += windows.size;
-          windows.channel += 3;
+        int8_t *to = y + at * y_c, *end = to + y_c;
+        for (int32_t rest = 0; to < end; to += per_call, filter += per_call * windows.size) {
+          es_channels(from, filter, &windows, to, to + per_call, line, s->k_w, filter);
           rest += x_c;
           if (rest == y_c) rest = 0, from++;
         }
