@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgeshrink.errors import ModelError
 from edgeshrink.graph import Graph, Op, Quantization, layer_name
-
-LIMITS: Final = {"int8": (-128, 127), "int16": (-32768, 32767), "uint8": (0, 255)}
-
-
-def quantize_multiplier(real: float) -> tuple[int, int]:
-    """Return (multiplier, shift): real = multiplier * 2^(shift - 31), 2^30 <= multiplier < 2^31.
-
-    Too small a number is (0, 0), too large a one saturates at shift 30, as in TFLite's
-    `QuantizeMultiplier`. Halves round away from zero.
-    """
-    if real == 0:
-        return 0, 0
-    fraction, shift = math.frexp(real)
-    scaled = fraction * 2**31
-    multiplier = math.floor(abs(scaled) + 0.5) * (1 if scaled > 0 else -1)
-    if multiplier == 2**31:
-        multiplier //= 2
-        shift += 1
-    if shift < -31:
-        return 0, 0
-    if shift > 30:
-        return 2**31 - 1, 30
-    return multiplier, shift
+from edgeshrink.passes.fixed_point import activation_range as range_of
+from edgeshrink.passes.fixed_point import quantize_multiplier
 
 
 def multipliers(
@@ -117,35 +95,16 @@ def wide_multipliers(
 
 
 def activation_range(graph: Graph, op: Op, tensor: int) -> tuple[int, int]:
-    """Return the lowest and highest stored value that the op's fused activation lets through.
-
-    TFLite's `CalculateActivationRangeQuantized`: limits are rounded in float32, half away from 0.
-    """
-    low, high = LIMITS[graph.tensors[tensor].dtype]
+    """Return the lowest and highest stored value that the op's fused activation lets through."""
     activation = str(op.options.get("activation", "NONE"))
-    if activation == "NONE":
-        return low, high
-    scale, zero = scale_and_zero(graph, op, tensor)
-
-    def stored(real: float) -> int:
-        quotient = float(np.float32(real) / np.float32(scale))
-        return zero + int(math.copysign(math.floor(abs(quotient) + 0.5), quotient))
-
-    bounds: dict[str, tuple[float | None, float | None]] = {
-        "RELU": (0.0, None),
-        "RELU6": (0.0, 6.0),
-        "RELU_N1_TO_1": (-1.0, 1.0),
-        "RELU_0_TO_1": (0.0, 1.0),
-    }
-    if activation not in bounds:
+    if activation != "NONE":
+        scale_and_zero(graph, op, tensor)  # names what is missing
+    found = range_of(activation, graph.tensors[tensor])
+    if found is None:
         raise refuse(
             graph, op, f"has the fused activation {activation}", "make it an operator of its own"
         )
-    real_low, real_high = bounds[activation]
-    return (
-        low if real_low is None else max(low, stored(real_low)),
-        high if real_high is None else min(high, stored(real_high)),
-    )
+    return found
 
 
 def constant(graph: Graph, op: Op, position: int) -> npt.NDArray[Any] | None:

@@ -43,7 +43,8 @@ def round_away(real: float) -> int:
 def quantize_multiplier(real: float) -> tuple[int, int]:
     """Return (multiplier, shift): real = multiplier * 2^(shift - 31), 2^30 <= |multiplier| < 2^31.
 
-    Numbers below 2^-32 are (0, 0), as in TFLite's `QuantizeMultiplier`.
+    Numbers below 2^-32 are (0, 0), positive ones too large saturate at shift 30, as in TFLite's
+    `QuantizeMultiplier`.
     """
     if real == 0:
         return 0, 0
@@ -51,6 +52,8 @@ def quantize_multiplier(real: float) -> tuple[int, int]:
     multiplier = round_away(fraction * 2**31)
     if abs(multiplier) == 2**31:
         multiplier, shift = multiplier // 2, shift + 1
+    if shift > 30:
+        return INT32_MAX, 30
     return (0, 0) if shift < -31 else (multiplier, shift)
 
 
