@@ -132,10 +132,21 @@ static void es_filters(const int32_t *columns, const int32_t *stream, es_four *f
 
 #endif
 
-/* n words of two values; a step of 0 repeats one value. */
-static inline int32_t *es_pack(const int8_t *a, int32_t a_step, const int8_t *b, int32_t b_step,
-                               int32_t n, int32_t *to) {
+#if defined(__clang__)
+#define ES_NO_UNROLL _Pragma("clang loop unroll(disable)")
+#elif defined(__GNUC__)
+#define ES_NO_UNROLL _Pragma("GCC unroll 1")
+#else
+#define ES_NO_UNROLL
+#endif
+
+/* n words of two values; a step of 0 repeats one value. Not inlined: the copies of a compiler that
+ * unrolls them keep their pointers on the stack. */
+ES_NOINLINE static int32_t *es_pack(const int8_t *a, int32_t a_step, const int8_t *b,
+                                    int32_t b_step, int32_t n, int32_t *to) {
+  int32_t *end = to + 2 * n;
   if (a_step & b_step) {
+    ES_NO_UNROLL
     for (; n >= 4; n -= 4, a += 4, b += 4, to += 8) {
       to[0] = a[0] + (int32_t)((uint32_t)b[0] << 16);
       to[2] = a[1] + (int32_t)((uint32_t)b[1] << 16);
@@ -143,7 +154,8 @@ static inline int32_t *es_pack(const int8_t *a, int32_t a_step, const int8_t *b,
       to[6] = a[3] + (int32_t)((uint32_t)b[3] << 16);
     }
   }
-  for (; n > 0; n--, a += a_step, b += b_step, to += 2) {
+  ES_NO_UNROLL
+  for (; to < end; a += a_step, b += b_step, to += 2) {
     *to = *a + (int32_t)((uint32_t)*b << 16);
   }
   return to;
