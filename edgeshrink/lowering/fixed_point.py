@@ -9,8 +9,9 @@ import numpy.typing as npt
 
 from edgeshrink.errors import ModelError
 from edgeshrink.graph import Graph, Op, Quantization, layer_name
+from edgeshrink.passes.fixed_point import LIMITS as LIMITS
 from edgeshrink.passes.fixed_point import activation_range as range_of
-from edgeshrink.passes.fixed_point import quantize_multiplier
+from edgeshrink.passes.fixed_point import quantize_multiplier as quantize_multiplier
 
 
 def multipliers(
