@@ -144,3 +144,29 @@ def right_shifts(conv: Conv) -> npt.NDArray[np.int8] | None:
     """
     shift = np.where(conv.multiplier == 0, -1, conv.shift).astype(np.int8)
     return shift if shift.max() < 0 else None
+
+
+def packed_shape(conv: Conv) -> dict[str, int] | None:
+    """Return the fields of es_conv_packed_shape; None where one does not fit its bits."""
+    s = conv.shape
+    fields: dict[str, int] = {}
+    for name, parts in _PACKED.items():
+        bits = 32 // len(parts)
+        low, high = (-128, 127) if name == "levels" else (0, 2**bits - 1)
+        values = [s[part] for part in parts]
+        if not all(low <= value <= high for value in values):
+            return None
+        word = sum((value & (2**bits - 1)) << (bits * i) for i, value in enumerate(values))
+        fields[name] = word - 2**32 if word >= 2**31 else word
+    return fields
+
+
+_PACKED: Final = {
+    "x_size": ("x_h", "x_w"),
+    "y_size": ("y_h", "y_w"),
+    "channels": ("x_c", "y_c"),
+    "filters": ("k_c", "batches"),
+    "window": ("k_h", "k_w", "pad_top", "pad_left"),
+    "steps": ("stride_h", "stride_w", "dilation_h", "dilation_w"),
+    "levels": ("x_zero", "y_zero", "y_min", "y_max"),
+}

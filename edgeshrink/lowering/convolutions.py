@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import numpy.typing as npt
 
@@ -15,6 +13,7 @@ from edgeshrink.lowering.conv_layer import (
     abs_sums,
     bias_of,
     folded_bias,
+    packed_shape,
     pixel_distance,
     right_shifts,
     row_distance,
@@ -39,7 +38,7 @@ def conv_2d(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ...]:
     conv = _conv(graph, op, depthwise=False)
     found = [_reference(conv, "es_conv_s8__ref")]
     if "dsp" in isa and folded_bias(conv) is not None:
-        if right_shifts(conv) is not None:
+        if has_shared_kernel(conv):
             found.append(dsp_convolution(conv))
         found += block_variants(conv)
     if "scalar" in isa:
@@ -56,7 +55,7 @@ def depthwise_conv_2d(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Varia
     conv = _conv(graph, op, depthwise=True)
     found = [_reference(conv, "es_depthwise_s8__ref")]
     if "dsp" in isa and folded_bias(conv) is not None:
-        if right_shifts(conv) is not None and conv.shape["x_c"] == conv.shape["y_c"] >= 4:
+        if has_shared_kernel(conv) and conv.shape["x_c"] == conv.shape["y_c"] >= 4:
             found.append(_dsp_depthwise(conv))
         found += pairs_variants(conv)
     if "scalar" in isa:
@@ -74,7 +73,7 @@ def _reference(conv: Conv, function: str) -> Variant:
 
 
 def dsp_convolution(conv: Conv) -> Variant:
-    """Return the shared kernel's variant; `folded_bias` and `right_shifts` are not None."""
+    """Return the variant of the kernel that all layers share; `has_shared_kernel`."""
     s = conv.shape
     steps = np.arange(0, s["y_h"] * s["y_w"], 2)
     window = s["k_h"] * s["k_w"] * s["x_c"]
@@ -86,7 +85,7 @@ def dsp_convolution(conv: Conv) -> Variant:
         overlaps={conv.x: pixel_distance(conv, steps)},
         # a window, its stretches and its values; an output; four MACs of four outputs in 30 cycles
         cycles=pixels * (60.0 + 60.0 * runs + window + 90.0 * s["y_c"]) + 1.875 * conv.macs,
-        code_bytes=910,
+        code_bytes=1010,
     )
 
 
@@ -102,17 +101,35 @@ def _dsp_depthwise(conv: Conv) -> Variant:
         calls=(Call(function="es_depthwise_s8__dsp", args=_dsp_args(conv, window)),),
         overlaps={conv.x: row_distance(conv)},
         cycles=float(pixels * -(-s["y_c"] // 4) * four),
-        code_bytes=920,
+        code_bytes=1020,
     )
 
 
+def has_shared_kernel(conv: Conv) -> bool:
+    """Whether the kernels of the DSP folder that all layers share take this one."""
+    checks = (folded_bias(conv), right_shifts(conv), packed_shape(conv))
+    return all(check is not None for check in checks)
+
+
 def _dsp_args(conv: Conv, scratch: int) -> tuple[Arg, ...]:
-    shift = right_shifts(conv)
+    shape, shift = packed_shape(conv), right_shifts(conv)
+    assert shape is not None
     assert shift is not None
-    return _args(replace(conv, shift=shift), bias_of(conv), scratch)
+    bytes_of_shifts = np.zeros(-(-shift.size // 4) * 4, np.int8)
+    bytes_of_shifts[: shift.size] = shift
+    scales = np.concatenate([conv.multiplier, bytes_of_shifts.view(np.int32)])
+    return (
+        StructArg(type="es_conv_packed_shape", fields=shape),
+        TensorArg(tensor=conv.x),
+        TensorArg(tensor=conv.w),
+        ConstArg(name="bias", values=bias_of(conv)),
+        ConstArg(name="scales", values=scales),
+        ScratchArg(n_bytes=scratch),
+        TensorArg(tensor=conv.y),
+    )
 
 
-def _args(conv: Conv, bias: npt.NDArray[np.int32], scratch: int = 0) -> tuple[Arg, ...]:
+def _args(conv: Conv, bias: npt.NDArray[np.int32]) -> tuple[Arg, ...]:
     return (
         StructArg(type="es_conv_shape", fields=conv.shape),
         TensorArg(tensor=conv.x),
@@ -120,7 +137,6 @@ def _args(conv: Conv, bias: npt.NDArray[np.int32], scratch: int = 0) -> tuple[Ar
         ConstArg(name="bias", values=bias),
         ConstArg(name="multiplier", values=conv.multiplier),
         ConstArg(name="shift", values=conv.shift),
-        *([ScratchArg(n_bytes=scratch)] if scratch else []),
         TensorArg(tensor=conv.y),
     )
 

@@ -11,7 +11,7 @@ from edgeshrink.graph import Graph, Op
 from edgeshrink.lowering.calls import Call, ConstArg, StructArg, TensorArg, Variant
 from edgeshrink.lowering.conv_blocks import block_variants
 from edgeshrink.lowering.conv_layer import Conv, folded_bias, right_shifts
-from edgeshrink.lowering.convolutions import dsp_convolution
+from edgeshrink.lowering.convolutions import dsp_convolution, has_shared_kernel
 from edgeshrink.lowering.fixed_point import (
     activation_range,
     constant,
@@ -90,6 +90,7 @@ def fully_connected(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant
     )
     folded, shifts = folded_bias(conv), right_shifts(conv)
     if "scalar" in isa:
+        found[0] = replace(found[0], cycles=rows * n_out * (13.0 * n_in + 200.0))
         found += scalar_dense(conv, shape)
     if folded is None or "dsp" not in isa:
         return tuple(found)
@@ -109,7 +110,8 @@ def fully_connected(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant
                 code_bytes=650,
             )
         )
-        found.append(replace(dsp_convolution(conv), name="dsp convolution"))
+        if has_shared_kernel(conv):
+            found.append(replace(dsp_convolution(conv), name="dsp convolution"))
     found += block_variants(conv, "es_dense_s8")
     return tuple(found)
 

@@ -3,8 +3,8 @@
  *   x           [in]       int8 (batches, x_h, x_w, x_c)
  *   w           [in]       int8 (y_c, k_h, k_w, k_c), symmetric
  *   bias        [in]       int32 (y_c), of the layer minus x_zero * sum of the filter's weights
- *   multiplier  [in]       int32 (y_c), of es_requantize
- *   shift       [in]       int8 (y_c), of es_requantize, all -1 or less
+ *   scales      [in]       int32 (y_c), multipliers of es_requantize, then int8 (y_c), its shifts,
+ *                          all -1 or less
  *   columns     [scratch]  int8 (2, groups, k_h, k_w, k_c): the windows of two output pixels
  *   y           [out]      int8 (batches, y_h, y_w, y_c); may lie over x as far as every window is
  *                          read before anything is written over it: two pixels of y are written
@@ -16,7 +16,7 @@
  * Fast:  a word of four weights or values is loaded and widened once for two multiplications of two
  *        lanes each: 4 loads, 8 widenings and 8 SMLAD for 16 MACs. */
 #include "es_conv.h"
-#include "es_dsp.h"
+#include "es_unpack.h"
 
 /* Copy the window of output pixel `at` of the current image, group by group. */
 static void es_gather(const es_conv_shape *s, const int8_t *x, int32_t at, int8_t *column) {
@@ -36,13 +36,15 @@ static void es_gather(const es_conv_shape *s, const int8_t *x, int32_t at, int8_
   }
 }
 
-void es_conv_s8__dsp(const es_conv_shape *shape, const int8_t *x, const int8_t *w,
-                     const int32_t *bias, const int32_t *multiplier, const int8_t *shift,
-                     int8_t *columns, int8_t *y) {
-  const es_conv_shape *s = shape;
+void es_conv_s8__dsp(const es_conv_packed_shape *shape, const int8_t *x, const int8_t *w,
+                     const int32_t *bias, const int32_t *scales, int8_t *columns, int8_t *y) {
+  es_conv_shape unpacked;
+  const es_conv_shape *s = &unpacked;
+  es_unpack(shape, &unpacked);
   int32_t k = s->k_h * s->k_w * s->k_c, groups = s->x_c / s->k_c;
   int32_t per_group = s->y_c / groups, pixels = s->y_h * s->y_w;
   int32_t levels[3] = {s->y_zero, s->y_min, s->y_max}, y_c = s->y_c;
+  const int8_t *shift = (const int8_t *)(scales + s->y_c);
   for (int32_t b = 0; b < s->batches; b++, x += s->x_h * s->x_w * s->x_c) {
     for (int32_t at = 0; at < pixels; at += 2) {
       int32_t next = at + 1 < pixels ? k * groups : 0; /* the last one alone is computed twice */
@@ -61,8 +63,8 @@ void es_conv_s8__dsp(const es_conv_shape *shape, const int8_t *x, const int8_t *
           sums[2] += weights[i + step] * column[i];
           sums[3] += weights[i + step] * column[i + next];
         }
-        es_finish(sums, 2, 1 + pair, multiplier + o, shift + o, levels, y + o);
-        es_finish(sums + 1, 2, 1 + pair, multiplier + o, shift + o, levels, second + o);
+        es_finish(sums, 2, 1 + pair, scales + o, shift + o, levels, y + o);
+        es_finish(sums + 1, 2, 1 + pair, scales + o, shift + o, levels, second + o);
         o += 1 + pair;
         left -= 1 + pair;
         weights += (1 + pair) * k;

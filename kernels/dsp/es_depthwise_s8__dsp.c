@@ -3,8 +3,8 @@
  *   x           [in]       int8 (batches, x_h, x_w, x_c)
  *   w           [in]       int8 (k_h, k_w, y_c), symmetric
  *   bias        [in]       int32 (y_c), of the layer minus x_zero * sum of the filter's weights
- *   multiplier  [in]       int32 (y_c), of es_requantize
- *   shift       [in]       int8 (y_c), of es_requantize, all -1 or less
+ *   scales      [in]       int32 (y_c), multipliers of es_requantize, then int8 (y_c), its shifts,
+ *                          all -1 or less
  *   window      [scratch]  int8 (rows, columns, x_c): the rows that an output row needs, with
  *                          rows = (k_h - 1) * dilation_h + 1,
  *                          columns = (y_w - 1) * stride_w + (k_w - 1) * dilation_w + 1
@@ -19,10 +19,10 @@
  * Fast:  no test for borders inside, they are copied as x_zero; a word of four channels is loaded
  *        once: 2 loads, 4 widenings and 4 multiplications for 4 MACs. */
 #include "es_conv.h"
-#include "es_dsp.h"
+#include "es_unpack.h"
 
 /* Copy row `iy` of x with its borders. */
-static void es_window_row(const es_conv_shape *s, const int8_t *x, int32_t iy, int32_t columns,
+ES_OUTLINE void es_window_row(const es_conv_shape *s, const int8_t *x, int32_t iy, int32_t columns,
                           int8_t *row) {
   int32_t first = es_min(s->pad_left, columns), count = es_min(s->x_w, columns - first);
   if (iy < 0 || iy >= s->x_h) first = columns, count = 0;
@@ -51,16 +51,18 @@ ES_OUTLINE void es_four_channels(const int8_t *p, const int8_t *q, int32_t tap, 
   sums[0] = a, sums[1] = b, sums[2] = c, sums[3] = d;
 }
 
-void es_depthwise_s8__dsp(const es_conv_shape *shape, const int8_t *x, const int8_t *w,
-                          const int32_t *bias, const int32_t *multiplier, const int8_t *shift,
-                          int8_t *window, int8_t *y) {
-  const es_conv_shape *s = shape;
+void es_depthwise_s8__dsp(const es_conv_packed_shape *shape, const int8_t *x, const int8_t *w,
+                          const int32_t *bias, const int32_t *scales, int8_t *window, int8_t *y) {
+  es_conv_shape unpacked;
+  const es_conv_shape *s = &unpacked;
+  es_unpack(shape, &unpacked);
   int32_t k_h = s->k_h, k_w = s->k_w, y_c = s->y_c;
   int32_t rows = (k_h - 1) * s->dilation_h + 1;
   int32_t columns = (s->y_w - 1) * s->stride_w + (k_w - 1) * s->dilation_w + 1;
   int32_t pitch = columns * s->x_c, tap = s->dilation_w * s->x_c;
   int32_t line = s->dilation_h * pitch - k_w * tap; /* from behind a row of taps to the next row */
   int32_t levels[3] = {s->y_zero, s->y_min, s->y_max};
+  const int8_t *shift = (const int8_t *)(scales + s->y_c);
   for (int32_t b = 0; b < s->batches; b++, x += s->x_h * s->x_w * s->x_c) {
     int32_t next = -s->pad_top; /* the next row of x to copy */
     for (int32_t oy = 0; oy < s->y_h; oy++) {
@@ -77,7 +79,7 @@ void es_depthwise_s8__dsp(const es_conv_shape *shape, const int8_t *x, const int
         for (int32_t o = 0;;) {
           int32_t sums[4] = {bias[o], bias[o + 1], bias[o + 2], bias[o + 3]};
           es_four_channels(pixel + o, w + o, tap, line, y_c, k_h, k_w, sums);
-          es_finish(sums, 1, 4, multiplier + o, shift + o, levels, y + o);
+          es_finish(sums, 1, 4, scales + o, shift + o, levels, y + o);
           if (o + 4 == y_c) break;
           o = es_min(o + 4, y_c - 4); /* the last four may overlap those before */
         }

@@ -19,6 +19,17 @@ typedef struct {
   int32_t y_min, y_max;           /* lowest and highest output, by the fused activation */
 } es_conv_shape;
 
+/* The same in a third of the bytes, lowest bits first. */
+typedef struct {
+  int32_t x_size;   /* 16 bits each: x_h, x_w */
+  int32_t y_size;   /* y_h, y_w */
+  int32_t channels; /* x_c, y_c */
+  int32_t filters;  /* k_c, batches */
+  int32_t window;   /* 8 bits each: k_h, k_w, pad_top, pad_left */
+  int32_t steps;    /* stride_h, stride_w, dilation_h, dilation_w */
+  int32_t levels;   /* signed: x_zero, y_zero, y_min, y_max */
+} es_conv_packed_shape;
+
 void es_conv_s8__ref(const es_conv_shape *shape, const int8_t *x, const int8_t *w,
                      const int32_t *bias, const int32_t *multiplier, const int8_t *shift,
                      int8_t *y);
@@ -26,12 +37,10 @@ void es_depthwise_s8__ref(const es_conv_shape *shape, const int8_t *x, const int
                           const int32_t *bias, const int32_t *multiplier, const int8_t *shift,
                           int8_t *y);
 
-void es_conv_s8__dsp(const es_conv_shape *shape, const int8_t *x, const int8_t *w,
-                     const int32_t *bias, const int32_t *multiplier, const int8_t *shift,
-                     int8_t *columns, int8_t *y);
-void es_depthwise_s8__dsp(const es_conv_shape *shape, const int8_t *x, const int8_t *w,
-                          const int32_t *bias, const int32_t *multiplier, const int8_t *shift,
-                          int8_t *window, int8_t *y);
+void es_conv_s8__dsp(const es_conv_packed_shape *shape, const int8_t *x, const int8_t *w,
+                     const int32_t *bias, const int32_t *scales, int8_t *columns, int8_t *y);
+void es_depthwise_s8__dsp(const es_conv_packed_shape *shape, const int8_t *x, const int8_t *w,
+                          const int32_t *bias, const int32_t *scales, int8_t *window, int8_t *y);
 
 void es_conv_s8__scalar(const es_conv_shape *shape, const int8_t *x, const int32_t *stream,
                         int32_t *columns, int8_t *y);
