@@ -128,7 +128,7 @@ def variables(graph: Graph) -> State:
             offsets[tensor] = at[name]
     used = {i for op in graph.ops for i in op.inputs} | set(graph.outputs)
     for variable in graph.tensors:
-        if variable.is_variable and variable.index in used:
+        if variable.is_variable and variable.dtype != "resource" and variable.index in used:
             q = variable.quantization
             zero = int(q.zero_points[0]) if q is not None and variable.dtype == "int8" else 0
             offsets[variable.index] = place(variable.n_bytes, zero)

@@ -53,6 +53,13 @@ LISTS: Final[dict[str, tuple[int, ...]]] = {
     **dict.fromkeys(("SLICE", "SPLIT_V", "SPACE_TO_BATCH_ND", "BATCH_TO_SPACE_ND"), (1, 2)),
     "SPLIT": (0,), "STRIDED_SLICE": (1, 2, 3),
 }  # fmt: skip
+# Kinds that move values from inputs (but those of LISTS) to outputs of the same type.
+MOVES: Final = frozenset({
+    "TRANSPOSE", "GATHER", "SPLIT", "SPLIT_V", "UNPACK", "PACK", "CONCATENATION", "PAD", "PADV2",
+    "MIRROR_PAD", "STRIDED_SLICE", "SLICE", "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR",
+    "BROADCAST_TO", "SPACE_TO_DEPTH", "DEPTH_TO_SPACE", "SPACE_TO_BATCH_ND", "BATCH_TO_SPACE_ND",
+    "AVERAGE_POOL_2D", "MAX_POOL_2D", "REDUCE_MAX", "REDUCE_MIN", "MAXIMUM", "MINIMUM",
+})  # fmt: skip
 BIASES: Final = {"int8": ("int32",), "int16": ("int32", "int64")}  # by type of the activations
 MAX_TENSOR_BYTES: Final = 256 << 20  # no microcontroller holds more, and no pass looks at it
 LIMITED: Final = ("int8", "uint8", "int16")
@@ -108,6 +115,12 @@ def _fault(graph: Graph, op: Op) -> str:
         dtype = graph.tensors[op.inputs[position]].dtype
         if dtype not in ("int32", "int64"):
             return f"has a list of numbers of the type {dtype}"
+    if op.kind in MOVES:
+        lists = LISTS.get(op.kind, ())
+        moved = [i for position, i in enumerate(op.inputs) if position not in lists]
+        types = {graph.tensors[i].dtype for i in (*moved, *op.outputs)}
+        if len(types) > 1:
+            return f"has the types {', '.join(sorted(types))}, which must be one"
     for key, value in op.options.items():
         if isinstance(value, float) and not math.isfinite(value):
             return f"has the option {key} = {value}"

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as S
 
 from edgeshrink.errors import ModelError
 from edgeshrink.graph_reader import read_graph
@@ -14,6 +15,7 @@ from edgeshrink.passes import run_passes
 from tests.kernels.host import HostModel, check_against_tflm, random_inputs
 from tests.kernels.recurrent_models import lstm_model, svdf_model
 from tests.kernels.stateful_models import computed_initial_values, delay_line, faulty, like
+from tests.tiny_models import edited
 
 INITIAL = np.array([[11, -128, 127, 0]], np.int8)
 MODELS = {
@@ -103,3 +105,14 @@ def test_impossible_use_of_variables_names_operator_and_remedy(edit):
         lower(read_graph(faulty(edit)), ())
     assert caught.value.where.startswith("operator ")
     assert caught.value.fix
+
+
+def test_a_handle_that_is_marked_as_a_variable_still_stands_for_its_variable():
+    def mark(model):
+        for tensor in model.subgraphs[0].tensors:
+            tensor.isVariable = tensor.type == S.TensorType.RESOURCE
+
+    data = edited(MODELS["two variables"], mark)
+    model, twin = (HostModel(lower(read_graph(d), ())) for d in (data, MODELS["two variables"]))
+    for row in random_inputs(data, 5)[0]:
+        np.testing.assert_array_equal(model.run(row), twin.run(row))
