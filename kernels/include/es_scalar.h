@@ -16,8 +16,8 @@ static inline int32_t es_doubling_high_mul_halves(int32_t a, int32_t b) {
   return top + top + ((middle + (1 << 14)) >> 15);
 }
 
-/* What es_requantize gives, plus the output's zero point. `scale` is the multiplier, in [2^30, 2^31)
- * or 0, and n, a shift to the right by 1 to 22; `level` is 2 * y_zero + 1. |sum| < 2^29.
+/* What es_requantize gives, plus the output's zero point. `scale` is the multiplier, in [2^30,
+ * 2^31) or 0, and n, a shift to the right by 1 to 22; `level` is 2 * y_zero + 1. |sum| < 2^29.
  *
  * level * 2^(n - 1) is the zero point and a half. Adding sum >> 31 sends ties away from zero; where
  * sum is negative and the product rounds to 0, it stays 0. */
@@ -47,17 +47,17 @@ typedef struct {
  * es_four, r1: the scale, at [sp, #12]: y. Leaves the end of the scale at [sp, #SLOT].
  * r1 and r2 are the halves of the multiplier, r3 the shift, r4 a sum, r5 and r7 its halves; r8 y,
  * r9 the pitch, r10 the rounding constant, r11 and r12 the limits, lr the sums' end. */
-#define ES_STORE_FOUR(SLOT)                                                                      \
-  "ldmia r1!, {r2, r3}\n str r1, [sp, #" #SLOT "]\n uxth r1, r2\n lsrs r2, r2, #16\n"                        \
-  "ldmia r0!, {r4, r5}\n mov r9, r4\n lsls r5, r3\n asrs r5, r5, #1\n mov r10, r5\n"            \
-  "ldmia r0!, {r5, r6, r7}\n mov r11, r5\n mov r12, r6\n"                                      \
-  "adds r7, r7, r0\n mov lr, r7\n ldr r4, [sp, #12]\n mov r8, r4\n"                              \
-  "7:\n ldmia r0!, {r4}\n sxth r5, r4\n subs r7, r4, r5\n asrs r7, r7, #16\n"                   \
-  "mov r6, r5\n muls r6, r1, r6\n asrs r6, r6, #16\n muls r5, r2, r5\n adds r6, r6, r5\n"       \
-  "mov r5, r7\n muls r5, r1, r5\n adds r6, r6, r5\n muls r7, r2, r7\n"                          \
-  "asrs r6, r6, #15\n adcs r6, r7\n adds r6, r6, r7\n"                                          \
-  "asrs r4, r4, #31\n adds r6, r6, r4\n add r6, r10\n asrs r6, r3\n"                            \
-  "cmp r6, r11\n bge 8f\n mov r6, r11\n 8:\n cmp r6, r12\n ble 9f\n mov r6, r12\n 9:\n"         \
+#define ES_STORE_FOUR(SLOT)                                                               \
+  "ldmia r1!, {r2, r3}\n str r1, [sp, #" #SLOT "]\n uxth r1, r2\n lsrs r2, r2, #16\n"     \
+  "ldmia r0!, {r4, r5}\n mov r9, r4\n lsls r5, r3\n asrs r5, r5, #1\n mov r10, r5\n"      \
+  "ldmia r0!, {r5, r6, r7}\n mov r11, r5\n mov r12, r6\n"                                 \
+  "adds r7, r7, r0\n mov lr, r7\n ldr r4, [sp, #12]\n mov r8, r4\n"                       \
+  "7:\n ldmia r0!, {r4}\n sxth r5, r4\n subs r7, r4, r5\n asrs r7, r7, #16\n"             \
+  "mov r6, r5\n muls r6, r1, r6\n asrs r6, r6, #16\n muls r5, r2, r5\n adds r6, r6, r5\n" \
+  "mov r5, r7\n muls r5, r1, r5\n adds r6, r6, r5\n muls r7, r2, r7\n"                    \
+  "asrs r6, r6, #15\n adcs r6, r7\n adds r6, r6, r7\n"                                    \
+  "asrs r4, r4, #31\n adds r6, r6, r4\n add r6, r10\n asrs r6, r3\n"                      \
+  "cmp r6, r11\n bge 8f\n mov r6, r11\n 8:\n cmp r6, r12\n ble 9f\n mov r6, r12\n 9:\n"   \
   "mov r5, r8\n strb r6, [r5]\n add r8, r9\n cmp r0, lr\n bne 7b\n"
 
 /* Saves every register; the arguments are at [sp] to [sp, #12], a fifth at [sp, #52], and so on. */
@@ -65,8 +65,8 @@ typedef struct {
   ".syntax unified\n push {r4, r5, r6, r7, lr}\n" \
   "mov r4, r8\n mov r5, r9\n mov r6, r10\n mov r7, r11\n push {r0, r1, r2, r3, r4, r5, r6, r7}\n"
 /* Returns what is at [sp]. */
-#define ES_LEAVE                            \
-  "pop {r0, r1, r2, r3, r4, r5, r6, r7}\n"  \
+#define ES_LEAVE                           \
+  "pop {r0, r1, r2, r3, r4, r5, r6, r7}\n" \
   "mov r8, r4\n mov r9, r5\n mov r10, r6\n mov r11, r7\n pop {r4, r5, r6, r7, pc}\n"
 
 #else

@@ -22,14 +22,14 @@
 /* Four filters by four pixels; returns the end of the weights. */
 #if defined(__riscv) && __riscv_xlen == 32 && defined(__riscv_mul) && defined(__GNUC__)
 
-#define ES_ROW(W, A, B, C, D)                                                            \
+#define ES_ROW(W, A, B, C, D)                                                             \
   "mul t6, " W ", t0\n mul a3, " W ", t1\n add " A ", " A ", t6\n add " B ", " B ", a3\n" \
   "mul t6, " W ", t2\n mul a3, " W ", t3\n add " C ", " C ", t6\n add " D ", " D ", a3\n"
-#define ES_VALUE(X0, X1, X2, X3, W0, W1, W2, W3)                                         \
-  "lb t0, " X0 "(a0)\n lb t1, " X1 "(a0)\n lb t2, " X2 "(a0)\n lb t3, " X3 "(a0)\n"      \
-  "lb t4, " W0 "(a2)\n lb t5, " W1 "(a2)\n"                                              \
-  ES_ROW("t4", "s0", "s1", "s2", "s3") "lb t4, " W2 "(a2)\n"                             \
-  ES_ROW("t5", "s4", "s5", "s6", "s7") "lb t5, " W3 "(a2)\n"                             \
+#define ES_VALUE(X0, X1, X2, X3, W0, W1, W2, W3)                                    \
+  "lb t0, " X0 "(a0)\n lb t1, " X1 "(a0)\n lb t2, " X2 "(a0)\n lb t3, " X3 "(a0)\n" \
+  "lb t4, " W0 "(a2)\n lb t5, " W1 "(a2)\n"                                         \
+  ES_ROW("t4", "s0", "s1", "s2", "s3") "lb t4, " W2 "(a2)\n"                        \
+  ES_ROW("t5", "s4", "s5", "s6", "s7") "lb t5, " W3 "(a2)\n"                        \
   ES_ROW("t4", "s8", "s9", "s10", "s11") ES_ROW("t5", "a4", "a5", "a6", "a7")
 
 /* a0 columns, a1 their end, a2 weights, t0 to t3 values, t4 and t5 weights, t6 and a3 products. */

@@ -34,7 +34,7 @@
   "movs r6, #0\n mov r5, r12\n asrs r5, r5, #16\n adcs r5, r6\n add r9, r5\n add r8, r12\n" \
   "mov r5, lr\n asrs r5, r5, #16\n adcs r5, r6\n add r11, r5\n add r10, lr\n"               \
   "mov r12, r6\n mov lr, r6\n"
-#define ES_ADD_TWO "ldmia r0!, {r5, r6}\n muls r5, r4, r5\n muls r6, r4, r6\n"  \
+#define ES_ADD_TWO "ldmia r0!, {r5, r6}\n muls r5, r4, r5\n muls r6, r4, r6\n" \
   "add r12, r5\n add lr, r6\n"
 
 /* r0 columns, r1 stream, r2 flags, r3 four weights, r4 one of them, r5 to r7 values; r12 and lr are

@@ -5,11 +5,12 @@
  *
  *   x       [in]   int8 (rows, n_in), aligned to 4 bytes
  *   stream  [in]   int32: for every four outputs their 4 biases; for every 4 inputs a word of 4
- *                  weights of each; multiplier and shift of es_requantize_scalar of each. The last n_out % 4 outputs follow one by one in the same way.
+ *                  weights of each; multiplier and shift of es_requantize_scalar of each. The last
+ *                  n_out % 4 outputs follow one by one in the same way.
  *   y       [out]  int8 (rows, n_out), must not alias x
  *
- * Pre:   n_in is a multiple of 4; w_zero is 0; |bias[o]| + 128 * sum |w[o]| < 2^29; all shifts right
- *        by 1 to 22.
+ * Pre:   n_in is a multiple of 4; w_zero is 0; |bias[o]| + 128 * sum |w[o]| < 2^29; all shifts
+ *        right by 1 to 22.
  * Exact: TensorFlow Lite Micro's FULLY_CONNECTED. */
 #include "es_dense.h"
 #include "es_scalar.h"
@@ -17,11 +18,11 @@
 /* Adds the products of four outputs to sums; returns where the weights end. */
 #if ES_SCALAR_ASM
 
-#define ES_ROW(ACC)                                                                  \
-  "ldmia r2!, {r6}\n"                                                                \
-  "sxtb r7, r6\n muls r7, r1, r7\n add " ACC ", r7\n"                                \
-  "sxth r7, r6\n asrs r7, r7, #8\n muls r7, r3, r7\n add " ACC ", r7\n"              \
-  "asrs r7, r6, #16\n sxtb r7, r7\n muls r7, r4, r7\n add " ACC ", r7\n"             \
+#define ES_ROW(ACC)                                                      \
+  "ldmia r2!, {r6}\n"                                                    \
+  "sxtb r7, r6\n muls r7, r1, r7\n add " ACC ", r7\n"                    \
+  "sxth r7, r6\n asrs r7, r7, #8\n muls r7, r3, r7\n add " ACC ", r7\n"  \
+  "asrs r7, r6, #16\n sxtb r7, r7\n muls r7, r4, r7\n add " ACC ", r7\n" \
   "asrs r6, r6, #24\n muls r6, r5, r6\n add " ACC ", r6\n"
 
 /* r0 x, r1 and r3 to r5 four values, r2 the stream, r6 four weights, r7 one of them; r8 to r11

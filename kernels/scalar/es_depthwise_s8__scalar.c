@@ -5,7 +5,7 @@
  *   channels  [in]   int32 (y_c, 3): bias, of the layer minus x_zero * sum of the filter's weights;
  *                    multiplier and shift of es_requantize_scalar
  *   at_once   [in]   output rows that are computed together
- *   window    [tmp]  int8 (rows, columns, x_c), aligned to 4 bytes: the input rows that they need, with
+ *   window    [tmp]  int8 (rows, columns, x_c), aligned to 4 bytes: the input rows they need, with
  *                    rows = (at_once - 1) * stride_h + (k_h - 1) * dilation_h + 1,
  *                    columns = (y_w - 1) * stride_w + (k_w - 1) * dilation_w + 1
  *   y         [out]  int8 (batches, y_h, y_w, y_c); may lie over x as far as a row of x is read
@@ -15,8 +15,8 @@
  * Pre:   every filter's |bias| + 128 * sum |w| < 2^29; all shifts right by 1 to 22.
  * Exact: TensorFlow Lite Micro's DEPTHWISE_CONV_2D.
  *
- * A weight is loaded once for four outputs. Where there is no multiple of four of them, the last four
- * begin earlier. */
+ * A weight is loaded once for four outputs. Where there is no multiple of four of them, the last
+ * four begin earlier. */
 #include "es_conv.h"
 #include "es_scalar.h"
 
@@ -28,22 +28,22 @@ typedef struct {
   es_four four;
 } es_windows;
 
-/* Four outputs of each of neighbouring channels, y to y_end, every one with a filter of its own;
- * `line` leads from behind a row of k_w taps to the next row. */
+/* Four outputs of each of neighbouring channels, y to y_end, every one with a filter of its own.
+ * `line` leads from behind a row of k_w taps to the next row, `step` to the next channel of x. */
 #if ES_SCALAR_ASM
 
-#define ES_TAP(I)                                                   \
-  "ldrb r2, [r1, #" #I "]\n sxtb r2, r2\n"                          \
-  "ldrsb r3, [r0, r4]\n muls r3, r2, r3\n add r8, r3\n"             \
-  "ldrsb r3, [r0, r5]\n muls r3, r2, r3\n add r9, r3\n"             \
-  "ldrsb r3, [r0, r6]\n muls r3, r2, r3\n add r10, r3\n"            \
+#define ES_TAP(I)                                        \
+  "ldrb r2, [r1, #" #I "]\n sxtb r2, r2\n"               \
+  "ldrsb r3, [r0, r4]\n muls r3, r2, r3\n add r8, r3\n"  \
+  "ldrsb r3, [r0, r5]\n muls r3, r2, r3\n add r9, r3\n"  \
+  "ldrsb r3, [r0, r6]\n muls r3, r2, r3\n add r10, r3\n" \
   "ldrsb r3, [r0, r7]\n muls r3, r2, r3\n add r11, r3\n add r0, r12\n"
 
 /* r0 x, r1 w, r2 a weight, r3 a value, r4 to r7 the offsets, r8 to r11 sums, r12 from tap to tap,
  * lr the end of w. */
 __attribute__((naked, noinline)) static void es_channels(
     const int8_t *x, const int8_t *w, es_windows *windows, int8_t *y, const int8_t *y_end,
-    int32_t line, int32_t k_w, const int8_t *row_end) {
+    int32_t line, int32_t k_w, const int8_t *row_end, int32_t step) {
   __asm__(
       ES_ENTER
       "5:\n ldr r0, [sp]\n ldr r1, [sp, #4]\n ldr r2, [sp, #8]\n"
@@ -64,7 +64,7 @@ __attribute__((naked, noinline)) static void es_channels(
       "mov r4, r8\n mov r5, r9\n mov r6, r10\n mov r7, r11\n stmia r0!, {r4, r5, r6, r7}\n"
       "subs r0, #36\n" ES_STORE_FOUR(64)
       "ldr r0, [sp, #8]\n ldr r1, [sp, #64]\n str r1, [r0, #24]\n"
-      "ldr r0, [sp]\n adds r0, #1\n str r0, [sp]\n"
+      "ldr r0, [sp]\n ldr r1, [sp, #68]\n adds r0, r0, r1\n str r0, [sp]\n"
       "ldr r3, [sp, #12]\n adds r3, #1\n str r3, [sp, #12]\n"
       "ldr r2, [sp, #52]\n cmp r3, r2\n beq 6f\n b 5b\n 6:\n" ES_LEAVE);
 }
@@ -72,9 +72,10 @@ __attribute__((naked, noinline)) static void es_channels(
 #else
 
 static void es_channels(const int8_t *x, const int8_t *w, es_windows *windows, int8_t *y,
-                        const int8_t *y_end, int32_t line, int32_t k_w, const int8_t *row_end) {
+                        const int8_t *y_end, int32_t line, int32_t k_w, const int8_t *row_end,
+                        int32_t step) {
   int32_t tap = windows->tap;
-  for (; y < y_end; y++, x++) {
+  for (; y < y_end; y++, x += step) {
     int32_t bias = windows->channel[0], a = bias, b = bias, c = bias, d = bias;
     const int8_t *p = x + windows->offsets[0], *q = x + windows->offsets[1];
     const int8_t *r = x + windows->offsets[2], *s = x + windows->offsets[3];
@@ -123,7 +124,7 @@ void es_depthwise_s8__scalar(const es_conv_shape *shape, const int8_t *x, const 
   int32_t columns = (y_w - 1) * s->stride_w + (s->k_w - 1) * s->dilation_w + 1;
   int32_t pitch = columns * x_c, reach = (s->k_h - 1) * s->dilation_h + 1;
   int32_t tap = s->dilation_w * x_c, line = s->dilation_h * pitch - s->k_w * tap;
-  int32_t per_call = y_c == x_c ? y_c : 1;
+  int32_t step = y_c == x_c, per_call = step ? y_c : y_c / x_c;
   es_windows windows = {{0, 0, 0, 0}, tap, s->k_h * s->k_w, channels,
                         {y_c, 2 * s->y_zero + 1, s->y_min, s->y_max, 0, {0, 0, 0, 0}}};
   for (int32_t b = 0; b < s->batches; b++, x += s->x_h * s->x_w * x_c) {
@@ -149,11 +150,10 @@ void es_depthwise_s8__scalar(const es_conv_shape *shape, const int8_t *x, const 
         windows.four.n_bytes = n << 2;
         windows.channel = channels;
         const int8_t *filter = w, *from = window;
-        int8_t *to = y + at * y_c, *end = to + y_c;
-        for (int32_t rest = 0; to < end; to += per_call, filter += per_call * windows.size) {
-          es_channels(from, filter, &windows, to, to + per_call, line, s->k_w, filter);
-          rest += x_c;
-          if (rest == y_c) rest = 0, from++;
+        int8_t *to = y + at * y_c;
+        for (const int8_t *end = to + y_c; to < end; to += per_call, from++) {
+          es_channels(from, filter, &windows, to, to + per_call, line, s->k_w, filter, step);
+          filter += per_call * windows.size;
         }
       }
       y += pixels * y_c;
