@@ -73,12 +73,15 @@ typedef struct {
 #define ES_SCALAR_ASM 0
 #endif
 
-/* Requantizes and stores; returns the end of the scale. */
-static inline const int32_t *es_store_four(const es_four *four, const int32_t *scale,
-                                           int8_t *y) {
-  for (int32_t i = 0; i < four->n_bytes >> 2; i++, y += four->pitch) {
-    int32_t value = es_requantize_scalar(four->sums[i], scale, four->level);
-    *y = (int8_t)es_clamp(value, four->y_min, four->y_max);
+/* Requantizes sums and stores outputs; returns the end of the scale. */
+static inline const int32_t *es_store_four(const es_four *four, const int32_t *sums,
+                                           const int32_t *scale, int8_t *y) {
+  const int32_t kept[2] = {scale[0], scale[1]}; /* y may be anywhere, as far as a compiler knows */
+  const int32_t pitch = four->pitch, level = four->level, low = four->y_min, high = four->y_max;
+  const int32_t *end = sums + (four->n_bytes >> 2);
+  for (; sums < end; sums++, y += pitch) {
+    int32_t value = es_max(es_requantize_scalar(*sums, kept, level), low);
+    *y = (int8_t)es_min(value, high);
   }
   return scale + 2;
 }

@@ -136,8 +136,7 @@ void es_conv_s8__rv32(const es_conv_shape *shape, const int8_t *x, const int32_t
         at = filters == 4 ? es_four_filters(columns, end, at, sums)
                           : es_one_filter(columns, end, at, sums);
         for (int32_t i = 0; i < filters; i++) {
-          es_copy(four.sums, sums + 4 * i, 16);
-          at = es_store_four(&four, at, y + o + i);
+          at = es_store_four(&four, sums + 4 * i, at, y + o + i);
         }
       }
     }

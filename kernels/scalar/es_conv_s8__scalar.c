@@ -122,7 +122,7 @@ static const int32_t *es_filter(const int32_t *columns, const int32_t *stream, e
   four->sums[1] = bias + high0;
   four->sums[2] = (int32_t)(all1 - ((uint32_t)high1 << 16));
   four->sums[3] = bias + high1;
-  return es_store_four(four, stream, y);
+  return es_store_four(four, four->sums, stream, y);
 }
 
 static void es_filters(const int32_t *columns, const int32_t *stream, es_four *four, int8_t *y,

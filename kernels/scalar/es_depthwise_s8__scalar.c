@@ -88,7 +88,7 @@ static void es_channels(const int8_t *x, const int8_t *w, es_windows *windows, i
     }
     windows->four.sums[0] = a, windows->four.sums[1] = b;
     windows->four.sums[2] = c, windows->four.sums[3] = d;
-    windows->channel = es_store_four(&windows->four, windows->channel + 1, y);
+    windows->channel = es_store_four(&windows->four, windows->four.sums, windows->channel + 1, y);
   }
 }
 
