@@ -122,6 +122,7 @@ class _Constants:
 
     def array(self, values: npt.NDArray[Any], label: str, align: int, *, is_weight: bool) -> str:
         values = np.ascontiguousarray(values)
+        align = max(align, values.itemsize)
         key = (values.tobytes(), values.dtype.name, align)
         if key in self._symbols:
             return self._symbols[key]

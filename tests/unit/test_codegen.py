@@ -63,7 +63,7 @@ def odd_names() -> bytes:
 
 
 def passed_through() -> bytes:
-    """Outputs that are an input, two equal constants that nobody reads, and a view of an input."""
+    """Outputs that are an input, constants that nobody reads, equal and wide ones, and a view."""
     build = TfliteBuilder()
     like = {"scale": 0.1, "zero_point": 3}
     x = build.tensor("x", (2, 3), "INT8", **like)
@@ -71,6 +71,8 @@ def passed_through() -> bytes:
     unread = [
         build.tensor(n, (1, 2), "INT8", data=np.array([[5, 6]], np.int8), **like) for n in "uv"
     ]
+    wide = np.array([2**40, -1], np.int64)
+    unread.append(build.tensor("wide", (2,), "INT64", data=wide))
     new_shape = build.tensor("shape", (1,), "INT32", data=np.array([6], np.int32))
     view = build.tensor("view", (6,), "INT8", **like)
     y = build.tensor("y", (2, 3), "INT8", scale=0.3)
