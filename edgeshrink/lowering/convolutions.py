@@ -27,7 +27,7 @@ from edgeshrink.lowering.fixed_point import (
     scale_and_zero,
 )
 from edgeshrink.lowering.int16_layers import int16_layer
-from edgeshrink.lowering.scalar import scalar_conv, scalar_depthwise, wide_conv
+from edgeshrink.lowering.scalar import plain_kernel, scalar_conv, scalar_depthwise, wide_conv
 from edgeshrink.passes.padding import conv_padding
 
 
@@ -42,7 +42,7 @@ def conv_2d(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ...]:
             found.append(dsp_convolution(conv))
         found += block_variants(conv)
     if "scalar" in isa:
-        found += scalar_conv(conv)
+        found = [plain_kernel(found[0], isa), *scalar_conv(conv)]
     if "rv32" in isa:
         found += wide_conv(conv)
     return tuple(found)
@@ -59,7 +59,7 @@ def depthwise_conv_2d(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Varia
             found.append(_dsp_depthwise(conv))
         found += pairs_variants(conv)
     if "scalar" in isa:
-        found += scalar_depthwise(conv)
+        found = [plain_kernel(found[0], isa), *scalar_depthwise(conv)]
     return tuple(found)
 
 

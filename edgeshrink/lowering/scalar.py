@@ -47,6 +47,14 @@ class Filter:
     n_taken_out: int
 
 
+def plain_kernel(reference: Variant, isa: tuple[str, ...]) -> Variant:
+    """Return a plain kernel, its cycles given for Cortex-M4, with those of these cores.
+
+    Cortex-M0+ has registers for half of what its loops hold and no product of 64 bits.
+    """
+    return reference if "rv32" in isa else replace(reference, cycles=1.7 * reference.cycles)
+
+
 def scalar_conv(conv: Conv) -> list[Variant]:
     """Return the variants of a convolution; none where the layer is outside their reach."""
     s = conv.shape
