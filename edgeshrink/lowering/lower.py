@@ -24,7 +24,6 @@ from edgeshrink.passes.check import check_graph
 
 ALIGN: Final = 16  # of every buffer: what the widest load of any kernel wants
 CYCLES_PER_BYTE: Final = 10_000  # the plan `flash` takes a byte more to save this many cycles
-MAX_TENSOR_BYTES: Final = 256 << 20
 DTYPES: Final = {"int8", "uint8", "int16", "int32", "int64", "float32", "bool"}
 
 # Folders of kernels that a core runs, best first, by the words of `cpu.isa` in its target.
@@ -57,8 +56,8 @@ def lower(
         ModelError: an operator, type or version is not supported (index, kind, layer, remedy).
     """
     graph, init_ops = inline_init(graph)
-    check_static(graph)
     check_graph(graph)
+    check_static(graph)
     folders = kernel_folders(isa)
     main = [op for op in graph.ops if op.index not in init_ops]
     order = _order(graph, main)
@@ -137,12 +136,6 @@ def _check_tensor(tensor: Tensor, where: str) -> None:
     is_list = tensor.data is not None and tensor.dtype in ("int32", "int64")
     if 0 in tensor.shape and not is_list:  # the list of a scalar's sizes is empty
         raise ModelError(where, f"has {name} of shape {tensor.shape}", "leave empty tensors out")
-    if tensor.n_bytes > MAX_TENSOR_BYTES:
-        raise ModelError(
-            where,
-            f"has {name} of {tensor.n_bytes} bytes",
-            f"no microcontroller holds more than {MAX_TENSOR_BYTES >> 20} MiB at once",
-        )
 
 
 def _variants(graph: Graph, op: Op, folders: tuple[str, ...]) -> tuple[Variant, ...]:
