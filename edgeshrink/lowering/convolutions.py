@@ -64,10 +64,13 @@ def depthwise_conv_2d(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Varia
 
 
 def _reference(conv: Conv, function: str) -> Variant:
+    s = conv.shape
+    outputs = s["batches"] * s["y_h"] * s["y_w"] * s["y_c"]
+    per_mac = 6.0 + (37.0 if s["k_c"] == 1 else 69.0) / s["k_c"]
     return Variant(
         name="ref",
         calls=(Call(function=function, args=_args(conv, conv.bias)),),
-        cycles=conv.macs * (40.0 if conv.depthwise else 11.0 + 35.0 / conv.shape["k_c"]),
+        cycles=120.0 * outputs + per_mac * conv.macs,
         code_bytes=620,
     )
 

@@ -5,7 +5,14 @@
  *
  * The stream of a block holds, for every group of channels: twice the bias of each (the input's
  * zero point folded in); for every pair of values and every two channels one word with the bytes
- * (a, k), (b, k), (a, k + 1), (b, k + 1); then multiplier, rounding constant and shift of each. */
+ * (a, k), (b, k), (a, k + 1), (b, k + 1); then multiplier, rounding constant and shift of each.
+ *
+ * Fast: two channels by four pixels take 17 cycles for 16 MACs: 5 loads in two clusters (a load
+ * behind a load takes one cycle), 2 widenings of the weights, 8 SMLAD; four channels by one pixel
+ * 23. Requantization takes 4 instructions a value. Cycles per MAC with everything around it, on
+ * Cortex-M4 (zig -O3, no wait states): 3 x 3 with 16 -> 16 channels of 32 x 32 1.19, with 64 -> 64
+ * of 8 x 8 1.12, where es_conv_s8__dsp takes 2.79 and 2.05; 1 x 1, 64 -> 64 1.22 (3.19); dense
+ * 640 -> 128 1.50 (es_dense_s8__dsp 2.5). */
 #ifndef ES_BLOCKS_H
 #define ES_BLOCKS_H
 

@@ -9,6 +9,11 @@
  * (middle, bottom) of each column; twice the bias; multiplier, rounding constant and shift, see
  * es_requantize_block.
  *
+ * Fast: stride 1 takes 16 cycles for the 18 MACs of two outputs, each word being used for three
+ * columns, and 20 to requantize and store them, with constants in FPU registers, one cycle away.
+ * Cycles per MAC with everything around it, on Cortex-M4 (zig -O3, no wait states): 2.6 for rows of
+ * 24 and more, 2.9 for rows of 5, 4.8 to 5.6 with stride 2; es_depthwise_s8__dsp takes 13.8.
+ *
  * Pre: |bias| + 255 * sum of |weights| < 2^30, as in es_blocks.h (the lowering checks it). */
 #ifndef ES_PAIRS_H
 #define ES_PAIRS_H
