@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import textwrap
 from collections.abc import Mapping
 from typing import Final
 
 from edgeshrink.lowering.calls import Emitted
-from edgeshrink.lowering.emit_m4 import GUARD, clamp, function, move
+from edgeshrink.lowering.emit_m4 import GUARD, clamp, function, move, wrapped
 
 PARAMETERS: Final = "const int8_t *a, const int8_t *b, int8_t *y"
 _UNROLL: Final = 4
@@ -43,10 +42,7 @@ def emit_add(f: Mapping[str, int]) -> tuple[str, Emitted]:
         _assembly(name, f).rstrip(),
         "#else",
         f"void {name}({PARAMETERS}) {{",
-        *textwrap.wrap(
-            f"static const es_add_shape s = {{{fields}}};", 98,
-            initial_indent="  ", subsequent_indent="      ",
-        ),
+        *wrapped(f"static const es_add_shape s = {{{fields}}};", "  "),
         "  for (int32_t i = 0; i < s.n; i++) y[i] = (int8_t)es_add_one(&s, 20, a[i], b[i]);",
         "}",
         "#endif",

@@ -8,6 +8,7 @@ stack is: what lies below it belongs to interrupts.
 from __future__ import annotations
 
 import hashlib
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -291,6 +292,16 @@ def function(name: str, lines: Sequence[str]) -> str:
     return "__asm__(\n" + "\n".join(f'    "{line}\\n"' for line in text) + ");\n"
 
 
+def wrapped(text: str, indent: str = "") -> list[str]:
+    """Return a C declaration or call in lines of at most 98 columns; a pointer keeps its type."""
+    joined = re.sub(r"(?<=\w) (?=\*|\w+ \*)| (?=\{$)", "\N{NO-BREAK SPACE}", text)
+    lines = textwrap.wrap(
+        joined, 98, initial_indent=indent, subsequent_indent=indent + "    ",
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+    return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
+
+
 def _is_immediate(value: int) -> bool:
     """Whether ADD takes it as a 12-bit immediate."""
     return 0 <= value <= MAX_OFFSET
@@ -373,6 +384,7 @@ def emit(
     name = f"{stem}_{key}__dsp"
     names = [f"{name}_{b.pixels}" for b in blocks]
     arguments = "const int16_t *x, const int32_t *stream, int8_t *y"
+    prototype = f"void {name}({PARAMETERS})"
     lines = [
         f"/* Written for one layer: {what}.",
         " * es_blocks.h says what blocks compute, and what the stream holds. */",
@@ -380,25 +392,22 @@ def emit(
         "",
         "ES_BEGIN",
         "",
-        f"void {name}({PARAMETERS});",
+        *wrapped(f"{prototype};"),
         "",
         GUARD,
     ]
     for block, block_name in zip(blocks, names, strict=True):
-        lines += [f"void {block_name}({arguments});", block_assembly(block, block_name)]
+        lines += wrapped(f"void {block_name}({arguments});")
+        lines.append(block_assembly(block, block_name))
     lines.append("#else")
     for block, block_name in zip(blocks, names, strict=True):
         values = ", ".join(str(value) for value in vars(block).values())
-        lines += [
-            f"static void {block_name}({arguments}) {{",
-            f"  const es_block block = {{{values}}};",
-            "  es_block_c(&block, x, stream, y);",
-            "}",
-        ]
-    call = body.format(four=names[0], rest=names[-1])
-    wrapped = textwrap.TextWrapper(98, initial_indent="  ", subsequent_indent="      ")
-    lines += ["#endif", "", f"void {name}({PARAMETERS}) {{"]
+        lines += wrapped(f"static void {block_name}({arguments}) {{")
+        lines += wrapped(f"const es_block block = {{{values}}};", "  ")
+        lines += ["  es_block_c(&block, x, stream, y);", "}"]
+    lines += ["#endif", "", *wrapped(f"{prototype} {{")]
     if "&s" in body:
-        lines += wrapped.wrap(f"static const es_conv_shape s = {{{fields}}};")
-    lines += [*wrapped.wrap(call), "}", "", "ES_END", ""]
+        lines += wrapped(f"static const es_conv_shape s = {{{fields}}};", "  ")
+    lines += wrapped(body.format(four=names[0], rest=names[-1]), "  ")
+    lines += ["}", "", "ES_END", ""]
     return name, Emitted(text="\n".join(lines), parameters=PARAMETERS)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from edgeshrink.lowering.calls import Emitted
-from edgeshrink.lowering.emit_m4 import Requantization, clamp, cycles, function
+from edgeshrink.lowering.emit_m4 import Requantization, clamp, cycles, function, wrapped
 
 PARAMETERS: Final = (
     "const es_conv_shape *shape, const int8_t *x, const int32_t *stream, int32_t *planes, int8_t *y"
@@ -65,29 +64,29 @@ def emit_pairs(y_w: int, stride: int, y_min: int, y_max: int, *, same: bool) -> 
         "",
         "ES_BEGIN",
         "",
-        *_wrapped(f"void {name}({PARAMETERS});", ""),
+        *wrapped(f"void {name}({PARAMETERS});"),
         "",
         _GUARD,
     ]
     for is_odd in (False, True):
         part = f"{name}_{'odd' if is_odd else 'even'}"
-        lines += _wrapped(f"void {part}({arguments});", "")
+        lines += wrapped(f"void {part}({arguments});")
         lines.append(_assembly(part, y_w, stride, (y_min, y_max), same=same, is_odd=is_odd))
     lines.append("#else")
     for is_odd in (False, True):
         part = f"{name}_{'odd' if is_odd else 'even'}"
-        lines += _wrapped(f"static void {part}({arguments}) {{", "")
+        lines += wrapped(f"static void {part}({arguments}) {{")
         call = (
             f"es_pairs_c(planes, stream, y, channels, row, {stride}, {y_w}, {columns}, "
             f"{int(same)}, {int(is_odd)}, {y_min}, {y_max});"
         )
-        lines += [*_wrapped(call, "  "), "}"]
+        lines += [*wrapped(call, "  "), "}"]
     call = (
         f"es_depthwise_by_pairs(shape, x, stream, planes, y, {columns}, {int(same)}, {stride}, "
         f"{name}_even, {name}_odd);"
     )
     lines += [
-        "#endif", "", *_wrapped(f"void {name}({PARAMETERS}) {{", ""), *_wrapped(call, "  "), "}",
+        "#endif", "", *wrapped(f"void {name}({PARAMETERS}) {{"), *wrapped(call, "  "), "}",
         "", "ES_END", "",
     ]  # fmt: skip
     return name, Emitted(text="\n".join(lines), parameters=PARAMETERS)
@@ -237,10 +236,3 @@ def _wide_step(p: str, plane: int, limits: tuple[int, int], *, is_odd: bool) -> 
         f"vmov r8, {_Y}", f"vmov r9, {_CHANNELS}", "strb r6, [r8]", "add r8, r9",
         f"vmov {_Y}, r8", "mov r6, r7", f"adds {p}, #8",
     ]  # fmt: skip
-
-
-def _wrapped(text: str, indent: str) -> list[str]:
-    return textwrap.wrap(
-        text, 98, initial_indent=indent, subsequent_indent=indent + "    ",
-        break_long_words=False,
-    )  # fmt: skip

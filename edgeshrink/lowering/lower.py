@@ -32,7 +32,10 @@ _FOLDERS: Final = (("dsp", "dsp"), ("rv32imc", "rv32"), ("rv32imc", "scalar"), (
 
 def kernel_folders(isa: Sequence[str]) -> tuple[str, ...]:
     """Return the kernel folders for a core with these instruction sets, best first."""
-    return (*(folder for word, folder in _FOLDERS if word in isa), "ref")
+    folders = [folder for word, folder in _FOLDERS if word in isa]
+    if "dsp" in folders:  # what is arranged for cores without SIMD is of no use to it
+        folders = ["dsp"]
+    return (*folders, "ref")
 
 
 def lower(
