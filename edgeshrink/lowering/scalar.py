@@ -224,9 +224,9 @@ def _depthwise(conv: Conv, channels: npt.NDArray[np.int32], at_once: int) -> Var
             TensorArg(tensor=conv.x),
             ConstArg(name="weights", values=conv.weights.reshape(s["y_c"], -1)),
             ConstArg(name="channels", values=channels),
-            IntArg(value=at_once),
             ScratchArg(n_bytes=rows * columns * s["x_c"]),
             TensorArg(tensor=conv.y),
+            IntArg(value=at_once),
         ),
     )
     return Variant(

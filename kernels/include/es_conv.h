@@ -45,7 +45,7 @@ void es_depthwise_s8__dsp(const es_conv_packed_shape *shape, const int8_t *x, co
 void es_conv_s8__scalar(const es_conv_shape *shape, const int8_t *x, const int32_t *stream,
                         int32_t *columns, int8_t *y);
 void es_depthwise_s8__scalar(const es_conv_shape *shape, const int8_t *x, const int8_t *w,
-                             const int32_t *channels, int32_t at_once, int8_t *window, int8_t *y);
+                             const int32_t *channels, int8_t *window, int8_t *y, int32_t at_once);
 
 void es_conv_s8__rv32(const es_conv_shape *shape, const int8_t *x, const int32_t *stream,
                       int8_t *columns, int8_t *y);

@@ -3,19 +3,18 @@
  *   y[b][oy][ox][o] = clamp(requantize(bias[o] + sum_ky,kx,c x[...] * w[o][ky][kx][c]) + y_zero)
  *   with x as in es_conv_s8__ref, its zero point folded into the bias
  *
- *   x        [in]   int8 (batches, x_h, x_w, x_c)
- *   stream   [in]   int32: for every four filters their 4 biases; for every value the 4 weights,
- *                   values filled up to an even number;
- *                   multiplier and shift of es_requantize_scalar of each. The last y_c % 4 filters
- *                   follow one by one: bias, weights filled up to a multiple of 4, scale.
- *   columns  [tmp]  int8 (K, 4), K = k_h * k_w * x_c made even: the windows of four output pixels
- *   y        [out]  int8 (batches, y_h, y_w, y_c); may begin below x as far as the lowering says:
- *                   four pixels are written after all that they need has been read
+ *   x        [in]       int8 (batches, x_h, x_w, x_c)
+ *   stream   [in]       int32: for every four filters their 4 biases; for every value, filled up to
+ *                       an even number, the 4 weights; multiplier and shift of
+ *                       es_requantize_scalar of each. The last y_c % 4 filters follow one by one:
+ *                       bias, weights filled up to a multiple of 4, scale.
+ *   columns  [scratch]  int8 (K, 4), K = k_h * k_w * x_c made even: windows of four output pixels
+ *   y        [out]      int8 (batches, y_h, y_w, y_c); may begin below x as far as the lowering
+ *                       says: four pixels are written after all that they need has been read
  *
  * Pre:   every filter's |bias| + 128 * sum |w| < 2^29; all shifts right by 1 to 22.
- * Exact: TensorFlow Lite Micro's CONV_2D.
- *
- * 16 products take 8 loads: with 16 sums, 28 registers are just enough. */
+ * Exact: es_conv_s8__ref, bit for bit.
+ * Fast:  16 products take 8 loads: with 16 sums, 28 registers are just enough. */
 #include "es_conv.h"
 #include "es_scalar.h"
 

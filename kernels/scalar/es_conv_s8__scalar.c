@@ -3,27 +3,25 @@
  *   y[b][oy][ox][o] = clamp(requantize(bias[o] + sum_ky,kx,c x[...] * w[o][ky][kx][c]) + y_zero)
  *   with x as in es_conv_s8__ref, its zero point folded into the bias
  *
- *   x        [in]   int8 (batches, x_h, x_w, x_c)
- *   stream   [in]   int32: the filters, below
- *   columns  [tmp]  int32 (2 * K), K = k_h * k_w * x_c rounded up to a multiple of 4
- *   y        [out]  int8 (batches, y_h, y_w, y_c); may begin below x as far as the lowering says:
- *                   four pixels are written after all that they need has been read
+ *   x        [in]       int8 (batches, x_h, x_w, x_c)
+ *   stream   [in]       int32: the filters, below
+ *   columns  [scratch]  int32 (2 * K), K = k_h * k_w * x_c rounded up to a multiple of 4
+ *   y        [out]      int8 (batches, y_h, y_w, y_c); may begin below x as far as the lowering
+ *                       says: four pixels are written after all that they need has been read
  *
- * Two products to a multiplication: with x0 and x1 of two pixels in one word,
- *   (x0 + x1 * 2^16) * w = x0 * w + x1 * w * 2^16   (mod 2^32),
- * and a sum S of such products still holds both sums as long as the lower, L, fits 16 bits and the
- * upper, H, too: H = (S >> 16) + bit 15 of S. So only H must be taken out before it overflows, and
- * the sum of all S, mod 2^32, gives the sum of L at the end. The lowering knows the weights and
- * says when: for every filter the stream has
- *   bias; for every 4 values a word of 4 weights; multiplier and shift of es_requantize_scalar.
- * Flags, from the highest bit of a word down, stand before the weights they are for: 0 adds 4
- * products; 1 adds 4 and takes the sums out after them, and a second bit says whether after the
- * first 2 as well. The last bit of a flag word is a 1 with only zeros below it; another word of
- * flags follows unless the filter is at its end.
+ * The stream has, for every filter, its bias; flags and, for every 4 values, a word of 4 weights;
+ * multiplier and shift of es_requantize_scalar. Flags, from the highest bit of a word down, stand
+ * before the weights they are for: 0 adds 4 products; 1 adds 4 and takes the sums out after them,
+ * and a second bit says whether after the first 2 as well. The last bit of a flag word is a 1 with
+ * only zeros below it; another word of flags follows unless the filter is at its end.
  *
- * Pre:   every filter's |bias| + 128 * sum |w| < 2^29; all shifts right by 1 to 22; the 4 values
- *        before a flag fit 16 bits (the lowering sets it so).
- * Exact: TensorFlow Lite Micro's CONV_2D. */
+ * Pre:   every filter's |bias| + 128 * sum |w| < 2^29; all shifts right by 1 to 22; the sums
+ *        between two flags that take them out lie in (-2^15, 2^15), for all values of x.
+ * Exact: es_conv_s8__ref, bit for bit.
+ * Fast:  two products to a multiplication: with x0 and x1 of two pixels in one word,
+ *        (x0 + x1 * 2^16) * w = x0 * w + x1 * w * 2^16 (mod 2^32), and a sum S of such products
+ *        still holds both sums: the upper is (S >> 16) + bit 15 of S. So only that one is taken out
+ *        in time, and the sum of all S gives the lower one, mod 2^32, at the end. */
 #include "es_conv.h"
 #include "es_scalar.h"
 

@@ -11,7 +11,8 @@
  *
  * Pre:   n_in is a multiple of 4; w_zero is 0; |bias[o]| + 128 * sum |w[o]| < 2^29; all shifts
  *        right by 1 to 22.
- * Exact: TensorFlow Lite Micro's FULLY_CONNECTED. */
+ * Exact: es_dense_s8__ref, bit for bit.
+ * Fast:  four values and four sums stay in registers; weights come four to a load. */
 #include "es_dense.h"
 #include "es_scalar.h"
 

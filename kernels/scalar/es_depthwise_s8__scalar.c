@@ -1,22 +1,23 @@
 /* Depthwise convolution, int8, for cores without SIMD, four outputs of a channel at a time.
  *
- *   x         [in]   int8 (batches, x_h, x_w, x_c)
- *   w         [in]   int8 (y_c, k_h, k_w), symmetric
- *   channels  [in]   int32 (y_c, 3): bias, of the layer minus x_zero * sum of the filter's weights;
- *                    multiplier and shift of es_requantize_scalar
- *   at_once   [in]   output rows that are computed together
- *   window    [tmp]  int8 (rows, columns, x_c), aligned to 4 bytes: the input rows they need, with
- *                    rows = (at_once - 1) * stride_h + (k_h - 1) * dilation_h + 1,
- *                    columns = (y_w - 1) * stride_w + (k_w - 1) * dilation_w + 1
- *   y         [out]  int8 (batches, y_h, y_w, y_c); may lie over x as far as a row of x is read
- *                    before anything is written over it: output rows are written after the last
- *                    row that they need has been copied to window
+ *   x         [in]       int8 (batches, x_h, x_w, x_c)
+ *   w         [in]       int8 (y_c, k_h, k_w), symmetric
+ *   channels  [in]       int32 (y_c, 3): bias, of the layer minus x_zero * sum of the filter's
+ *                        weights; multiplier and shift of es_requantize_scalar
+ *   window    [scratch]  int8 (rows, columns, x_c), aligned to 4 bytes: the input rows that are
+ *                        needed at once, with
+ *                        rows = (at_once - 1) * stride_h + (k_h - 1) * dilation_h + 1,
+ *                        columns = (y_w - 1) * stride_w + (k_w - 1) * dilation_w + 1
+ *   y         [out]      int8 (batches, y_h, y_w, y_c); may lie over x as far as a row of x is read
+ *                        before anything is written over it: output rows are written after the
+ *                        last row that they need has been copied to window
+ *   at_once              output rows that are computed together
  *
  * Pre:   every filter's |bias| + 128 * sum |w| < 2^29; all shifts right by 1 to 22.
- * Exact: TensorFlow Lite Micro's DEPTHWISE_CONV_2D.
+ * Exact: es_depthwise_s8__ref, bit for bit.
  *
- * A weight is loaded once for four outputs. Where there is no multiple of four of them, the last
- * four begin earlier. */
+ * Fast:  a weight is loaded once for four outputs. Where there is no multiple of four of them, the
+ *        last four begin earlier. */
 #include "es_conv.h"
 #include "es_scalar.h"
 
@@ -117,8 +118,8 @@ static void es_move_down(int8_t *to, int32_t distance, int32_t n) {
 }
 
 void es_depthwise_s8__scalar(const es_conv_shape *shape, const int8_t *x, const int8_t *w,
-                             const int32_t *channels, int32_t at_once, int8_t *window,
-                             int8_t *y) {
+                             const int32_t *channels, int8_t *window, int8_t *y,
+                             int32_t at_once) {
   const es_conv_shape *s = shape;
   int32_t x_c = s->x_c, y_c = s->y_c, y_w = s->y_w;
   int32_t columns = (y_w - 1) * s->stride_w + (s->k_w - 1) * s->dilation_w + 1;
