@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgeshrink.graph_reader import read_graph
 from tests.kernels.conv_models import Case, cases, model, without_pad
-from tests.kernels.host import check_against_tflm, random_inputs
+from tests.kernels.host import HostModel, check_against_tflm, lowered_each_way, random_inputs
+from tests.kernels.mutants import mutated
 from tests.kernels.test_dense import dense_model
 
 ISA = ("rv32imc",)  # all of Cortex-M0+ is in it
@@ -51,3 +53,23 @@ def test_depthwise_convolution_equals_tensorflow_lite_micro(case):
 def test_fully_connected_equals_tensorflow_lite_micro(**case):
     data = dense_model(**case)
     check_against_tflm(data, *random_inputs(data), isa=ISA)
+
+
+@pytest.mark.parametrize(
+    ("variant", "old", "new"),
+    [
+        ("scalar", "(int32_t)(s0 >> 15 & 1)", "0"),  # a negative lower sum borrows from the upper
+        ("scalar", "all0 += s0, all1 += s1;", "all0 += s0;"),
+        ("scalar", "in_line = s->dilation_w == 1", "in_line = 1"),
+        ("rv32 4x4", "s->k_w - 1) * s->dilation_w", "s->k_w - 1) * 1"),
+        ("rv32 4x4", "(sum >> 31)", "0"),
+    ],
+)
+def test_inputs_kill_a_mutant(variant, old, new):
+    case = Case(size=(6, 7), k_c=5, filters=6, dilation=(2, 2), ties=True, gain=2**-6, y_zero=0)
+    data = model(case)
+    inputs = random_inputs(data, 8)
+    lowered = dict(lowered_each_way(read_graph(data), ISA))[f"op 0 {variant}"]
+    expected = [HostModel(lowered).run(inputs[0][i])[0] for i in range(8)]
+    other = HostModel(mutated(lowered, old, new))
+    assert any((other.run(inputs[0][i])[0] != expected[i]).any() for i in range(8))
