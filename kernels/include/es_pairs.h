@@ -14,6 +14,8 @@
  * Cycles per MAC with everything around it, on Cortex-M4 (zig -O3, no wait states): 2.6 for rows of
  * 24 and more, 2.9 for rows of 5, 4.8 to 5.6 with stride 2; es_depthwise_s8__dsp takes 13.8.
  *
+ * The assembly keeps constants in s0 to s12, so the FPU must be switched on.
+ *
  * Pre: |bias| + 255 * sum of |weights| < 2^30, as in es_blocks.h (the lowering checks it). */
 #ifndef ES_PAIRS_H
 #define ES_PAIRS_H

@@ -11,7 +11,7 @@ from tests.kernels.conv_models import Case, cases, model, without_pad
 from tests.kernels.host import check_against_tflm, random_inputs
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(case=cases(depthwise=False))
 def test_convolution_equals_tensorflow_lite_micro(case):
     data = model(case)

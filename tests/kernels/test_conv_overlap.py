@@ -56,13 +56,13 @@ def check_at_stated_distance(case: Case) -> None:
             np.testing.assert_array_equal(got, expected, err_msg=f"{name} at {distance}")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(case=cases(depthwise=False))
 def test_convolution_is_right_at_its_stated_distance(case):
     check_at_stated_distance(replace(case, gain=0.003))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(case=cases(depthwise=True))
 def test_depthwise_convolution_is_right_at_its_stated_distance(case):
     check_at_stated_distance(replace(case, gain=0.02))
