@@ -56,7 +56,8 @@ class Artifact:
     """An artifact directory; `files` maps its relative paths to their digests.
 
     `quantization` is `one` where both model files come from one quantized graph, `separate` where
-    they were quantized each for itself, `none` for a float model.
+    they were quantized each for itself, `none` for a float model. `temperature` is
+    what to divide logits by before softmax, where a recipe had it fitted.
     """
 
     folder: Path
@@ -72,6 +73,7 @@ class Artifact:
     recipe: Mapping[str, Any]
     versions: Mapping[str, str]  # of every tool
     seed: int
+    temperature: float | None = None
     files: Mapping[str, FileEntry] = field(default_factory=dict)
 
     def path(self, file: str) -> Path:
@@ -94,6 +96,7 @@ class Artifact:
             "recipe": dict(self.recipe),
             "versions": dict(self.versions),
             "seed": self.seed,
+            **({} if self.temperature is None else {"temperature": self.temperature}),
             "files": {
                 name: {"sha256": entry.sha256, "bytes": entry.n_bytes}
                 for name, entry in sorted(self.files.items())
@@ -185,6 +188,7 @@ def _from_json(folder: Path, content: Any) -> Artifact:
         recipe=_take(content, "recipe", dict),
         versions=_mapping(content, "versions", str),
         seed=_take(content, "seed", int),
+        temperature=_take(content, "temperature", float) if "temperature" in content else None,
         files=files,
     )
 

@@ -1,4 +1,4 @@
-"""The life of a build: train, quantize and lower, score every file, profile, check, write."""
+"""The life of a build: train, compress, quantize, lower, score every file, profile, write."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -25,6 +25,15 @@ from edgeshrink.artifact import (
     file_entry,
 )
 from edgeshrink.budget import Budget
+from edgeshrink.checkpoints import claim_folder
+from edgeshrink.compression import (
+    Compressed,
+    StepReport,
+    calibrate_probabilities,
+    check_recipe,
+    compress,
+    compressing_steps,
+)
 from edgeshrink.emulation import check_threads, emulate
 from edgeshrink.errors import BudgetError, ConfigError
 from edgeshrink.exporting import Agreement, Exported, check_exportable, export, golden_samples
@@ -49,7 +58,7 @@ from edgeshrink.predict import (
     to_file_layout,
 )
 from edgeshrink.profile import Profile
-from edgeshrink.recipe import Recipe
+from edgeshrink.recipe import Quantize, Recipe, ScaleTemperature, quantizing_step
 from edgeshrink.runtimes import open_model
 from edgeshrink.scoring import score
 from edgeshrink.staging import check_writable, staging
@@ -60,6 +69,7 @@ from edgeshrink.training import float_predict, train
 Progress = Callable[[str, float, str], None]  # stage, share done in [0, 1], detail
 
 FIRMWARE: Final = "firmware"
+STEPS: Final = "steps"  # folder of the checkpoints of a recipe's steps
 ENGINE_C: Final = "c"
 EMULATED_S: Final = 60.0  # spent on emulating the test split, about
 INSTRUCTIONS_PER_S: Final = 1.2e8  # of the emulator, about
@@ -82,6 +92,7 @@ class Built:
     seconds: Mapping[str, float]
     overruns: tuple[str, ...]  # one sentence each; empty when the budget is met
     unchecked: tuple[str, ...] = ()  # limits of the budget for which there is no figure
+    steps: tuple[StepReport, ...] = ()  # what each step of the recipe did
 
 
 def build(
@@ -99,12 +110,15 @@ def build(
     """Build the artifact of `task` for `target` in the folder `out`.
 
     The artifact appears in one step; an interrupted or failed build leaves the last one as it was.
+    An interrupted training goes on from its last epoch when the same build is started again: what
+    it needs for that lies in `<out>.checkpoints` until a build comes to its end.
     For a microcontroller the `.tflite` is compiled to C as well, and the firmware on the emulated
     core is what is scored and profiled; `optimize` says what its kernels are chosen by.
 
     Raises:
-        ConfigError: the target does not take the recipe's type or the number of threads, or `out`
-            holds something else than an artifact.
+        ConfigError: the target does not take the recipe's type or the number of threads, the task
+            can't do a step, `out` holds something else than an artifact, or an interrupted build of
+            another recipe, task or seed lies in `<out>.checkpoints`.
         ModelError: the model can't be trained, traced or lowered, or its files disagree.
         BudgetError: a limit is not met; `closest` names where the artifact was left for inspection.
         EdgeshrinkError: `out` can't be written.
@@ -119,23 +133,37 @@ def build(
         progress(name, 1.0, "")
         seconds[name] = time.monotonic() - start
 
-    step = recipe.steps[-1]
+    step = quantizing_step(recipe)
     check_threads(threads, target)
-    if step.dtype not in target.ops.dtypes:
-        fault = f"is {step.dtype!r}, and {target.name} takes {', '.join(target.ops.dtypes)}"
+    dtype = step.dtype if isinstance(step, Quantize) else "int8"
+    if dtype not in target.ops.dtypes:
+        fault = f"is {dtype!r}, and {target.name} takes {', '.join(target.ops.dtypes)}"
         raise ConfigError("recipe: dtype", fault, "change the recipe, or choose another target")
+    check_recipe(task, recipe)
     check_writable(out)
-    if task.training is not None:
+    checkpoints = checkpoints_folder(out)
+    if compressing_steps(recipe):
+        claim_folder(checkpoints / STEPS, _identity(task, recipe, seed))
+    if task.training is not None or compressing_steps(recipe):
         with stage("checking"):
             check_exportable(task, step)
+    if task.training is not None:
         with stage("training") as report:
-            train(task, seed=seed, progress=report)
+            train(task, seed=seed, progress=report, checkpoints=checkpoints / "float")
     scores: dict[str, float] = {}
     if task.evaluate is not None and "test" in task.data:
         with stage("scoring float"):
             scores["float"] = score(task, float_predict(task.model), "test")
+    compressed = Compressed(model=task.model)
+    if compressing_steps(recipe):
+        with stage("compressing") as report:
+            compressed = compress(
+                task, recipe, target,
+                seed=seed, checkpoints=checkpoints / STEPS, progress=report,
+            )  # fmt: skip
+    task = replace(task, model=compressed.model)
     with stage("conversion") as report:
-        exported = export(task, target, step, progress=report)
+        exported = export(task, target, step, progress=report, quantized=compressed.quantized)
     agreements = exported.agreements
     seen: _Recorder | None = None
     if scores:
@@ -143,6 +171,9 @@ def build(
             file_scores, whole, seen = _score_files(task, exported)
             scores |= file_scores
             agreements = (*agreements, *whole)
+    if isinstance(recipe.steps[-1], ScaleTemperature):
+        with stage("calibrating"):
+            compressed = _calibrate(task, recipe, compressed, exported)
     is_mcu = target.kind == "microcontroller"
     with staging(out) as folder:
         (folder / MODEL_FILES["tflite"]).write_bytes(exported.tflite)
@@ -172,15 +203,18 @@ def build(
                 )
         drops = [task.metric.drop(scores["float"], scores[k]) for k in scores if k != "float"]
         drop = max(drops, default=None)
-        _write_documents(folder, golden, profile, recipe, scores, drop, agreements)
-        artifact = _manifest(folder, task, target, recipe, exported, scores, seed)
+        reports = compressed.reports
+        _write_documents(folder, golden, profile, recipe, scores, drop, agreements, reports)
+        artifact = _manifest(folder, task, target, recipe, exported, scores, seed, reports)
         exceeded = exceeded_limits(profile, budget, drop)
         if exceeded:
+            shutil.rmtree(checkpoints, ignore_errors=True)  # this build has come to its end
             closest = rejected_folder(out)
             with staging(closest) as rejected:
                 shutil.copytree(folder, rejected, dirs_exist_ok=True)
             what, need, limit, unit = exceeded[0]
             raise BudgetError(what, need=need, limit=limit, unit=unit, closest=str(closest))
+    shutil.rmtree(checkpoints, ignore_errors=True)
     return Built(
         artifact=replace(artifact, folder=out),
         profile=profile,
@@ -191,6 +225,7 @@ def build(
         seconds=seconds,
         overruns=(),
         unchecked=unchecked_limits(profile, budget, drop),
+        steps=reports,
     )
 
 
@@ -221,6 +256,33 @@ def rejected_folder(out: Path) -> Path:
     """Return where an artifact that misses its budget is left: beside `out`, never in its place."""
     out = out if out.name.strip(".") else out.resolve()
     return out.with_name(out.name + ".rejected")
+
+
+def checkpoints_folder(out: Path) -> Path:
+    """Return where trainings leave what they need to go on after an interrupt: beside `out`."""
+    out = out if out.name.strip(".") else out.resolve()
+    return out.with_name(out.name + ".checkpoints")
+
+
+def _identity(task: Task, recipe: Recipe, seed: int) -> dict[str, str]:
+    """Return what must be equal for a build to go on with the checkpoints of an earlier one."""
+    steps = {f"step {i + 1}": repr(step) for i, step in enumerate(recipe.steps)}
+    return {"task": task.name, "seed": str(seed), **steps}
+
+
+def _calibrate(
+    task: Task, recipe: Recipe, compressed: Compressed, exported: Exported
+) -> Compressed:
+    """Fit the temperature on what the `.tflite` itself gives on the validation split."""
+    inputs, outputs, structure = exported.inputs, exported.outputs, exported.structure
+    with open_model(exported.tflite, "litert", name=MODEL_FILES["tflite"]) as runner:
+        predict = tflite_predict(runner, inputs, outputs, structure)
+        return calibrate_probabilities(task, recipe, compressed, predict)
+
+
+def _temperature(reports: Sequence[StepReport]) -> float | None:
+    found = [r.details["temperature"] for r in reports if isinstance(r.step, ScaleTemperature)]
+    return float(found[-1]) if found else None
 
 
 def _compile(
@@ -400,13 +462,19 @@ def _write_documents(
     scores: Mapping[str, float],
     drop: float | None,
     agreements: tuple[Agreement, ...],
+    reports: Sequence[StepReport],
 ) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **golden)
     (folder / GOLDEN).write_bytes(buffer.getvalue())
     (folder / "recipe.toml").write_text(recipe.to_toml(), "utf-8")
     _write_json(folder / "profile.json", profile.to_json())
-    audit = {"scores": scores, "drop": drop, "agreements": [vars(a) for a in agreements]}
+    audit = {
+        "scores": scores,
+        "drop": drop,
+        "agreements": [vars(a) for a in agreements],
+        "steps": [report.to_json() for report in reports],
+    }
     _write_json(folder / "audit.json", audit)
 
 
@@ -418,6 +486,7 @@ def _manifest(
     exported: Exported,
     scores: Mapping[str, float],
     seed: int,
+    reports: Sequence[StepReport],
 ) -> Artifact:
     files = {
         p.relative_to(folder).as_posix(): file_entry(p.read_bytes())
@@ -438,6 +507,7 @@ def _manifest(
         recipe=recipe.to_json(),
         versions={"edgeshrink": __version__} | {tool: metadata.version(tool) for tool in TOOLS},
         seed=seed,
+        temperature=_temperature(reports),
         files=files,
     )
     _write_json(folder / MANIFEST, artifact.to_json())

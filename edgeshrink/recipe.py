@@ -3,30 +3,190 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
-from edgeshrink.strict_toml import Table, read_toml
+from edgeshrink.strict_toml import Key, Kind, Table, read_toml
+
+Scope = Literal["global", "layer"]
+Importance = Literal["magnitude", "taylor", "fpgm", "lamp", "bn-scale", "random"]
+Observer = Literal["histogram", "minmax", "percentile", "mse", "entropy"]
+Optimizer = Literal["sgd", "adamw"]
+Distillation = Literal["none", "soft", "decoupled"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sparsify:
+    """Set the smallest weights to zero; shapes stay, and later steps keep the zeros.
+
+    With `alpha` above 0 by threshold (|w| < alpha * max |w|), with `n` and `m` so that every `m`
+    neighbours along the input keep `n`, else by `ratio`.
+    """
+
+    ratio: float = 0.5  # share of the weights that become zero
+    alpha: float = 0.0  # of the layer's largest weight; 0: not by threshold
+    n: int = 0  # kept of every m; 0: no pattern
+    m: int = 0
+    scope: Scope = "global"
+    epochs: int = 0  # over which the share rises (cubic, Zhu and Gupta, 2017); 0: at once
+    learning_rate: float = 1e-3
+    exclude: tuple[str, ...] = ()  # layers by their path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prune:
+    """Remove whole channels, least important first, through all layers that depend on them."""
+
+    ratio: float = 0.0  # share of the channels to remove; 0: as `macs` says
+    macs: float = 0.0  # share of the multiply-accumulates to keep; 0: as `ratio` says
+    importance: Importance = "magnitude"
+    scope: Scope = "global"
+    keep_multiple: int = 8  # channel counts stay divisible by this where they can
+    rounds: int = 1  # prune a part, recover, prune the next
+    epochs: int = 0  # of recovery after each round
+    learning_rate: float = 1e-3
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factorize:
+    """Write layers as two smaller ones (linear: SVD; convolution: Tucker-2), where that is less."""
+
+    energy: float = 0.9  # share of the squared singular values that is kept
+    least_gain: float = 1.1  # factorize only where the MACs shrink by this factor
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Give each layer's weights few values (k-means codebook): saves in a compressed download."""
+
+    n_clusters: int = 16
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune:
+    """Train on, distilling from the float model where asked to."""
+
+    epochs: int = 1
+    learning_rate: float = 1e-3
+    optimizer: Optimizer = "adamw"
+    weight_decay: float = 1e-4
+    warmup_share: float = 0.05
+    ema: float = 0.0  # decay of the averaged weights; 0: none
+    patience: int = 0  # epochs without a better score before it stops; 0: never
+    distill: Distillation = "none"
+    temperature: float = 4.0
+    weight: float = 0.7  # of the teacher's part in the loss
+    features: tuple[str, ...] = ()  # "student.layer=teacher.layer": attention transfer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantize:
     """Post-training quantization, or none of it.
 
-    `observer` finds activation ranges: `histogram` (least squared error) or `minmax`.
+    `observer` finds activation ranges: `histogram` and `mse` by least squared error, `percentile`,
+    `entropy` by divergence, or `minmax`.
     """
 
-    dtype: str = "int8"  # or "float32": export as it is
-    observer: str = "histogram"
+    dtype: Literal["int8", "float32"] = "int8"  # float32: export as it is
+    observer: Observer = "histogram"
     n_samples: int = 128  # calibration samples at most
+    equalize: bool = False  # cross-layer equalization first (Nagel et al., 2019)
+    correct_bias: bool = False  # of layers, by what quantization moves their means
+    adaround: bool = False  # learn which way weights round (Nagel et al., 2020)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainQuantized:
+    """Quantization-aware training; ends quantized. Keeps post-training quantization if better."""
+
+    epochs: int = 3
+    learning_rate: float = 1e-4
+    optimizer: Optimizer = "adamw"
+    observer: Observer = "histogram"
+    n_samples: int = 128
+    learned_scales: bool = False  # LSQ (Esser et al., 2020)
+    freeze_observers_at: float = 0.5  # share of the steps after which ranges stay
+    distill: Distillation = "none"
+    temperature: float = 4.0
+    weight: float = 0.7
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleTemperature:
+    """Fit one temperature for the final probabilities on validation data (Guo et al., 2017)."""
+
+    n_bins: int = 15  # of the expected calibration error that is reported
+
+
+Step = (
+    Sparsify | Prune | Factorize | Cluster | Finetune | Quantize | TrainQuantized | ScaleTemperature
+)
+
+STEPS: Final[dict[str, type[Any]]] = {
+    "sparsify": Sparsify,
+    "prune": Prune,
+    "factorize": Factorize,
+    "cluster": Cluster,
+    "finetune": Finetune,
+    "quantize": Quantize,
+    "qat": TrainQuantized,
+    "temperature": ScaleTemperature,
+}
+QUANTIZING: Final = (Quantize, TrainQuantized)
+
+# Lowest and highest value of numbers, by field.
+_RANGES: Final[dict[str, tuple[float, float]]] = {
+    "ratio": (0, 0.99), "macs": (0, 1), "alpha": (0, 1), "n": (0, 64), "m": (0, 64),
+    "energy": (0.01, 1), "least_gain": (1, 1000), "n_clusters": (2, 256), "keep_multiple": (1, 256),
+    "rounds": (1, 100), "epochs": (0, 100_000), "learning_rate": (1e-9, 10),
+    "weight_decay": (0, 10), "warmup_share": (0, 0.9), "ema": (0, 0.99999), "patience": (0, 99_999),
+    "temperature": (0.1, 100), "weight": (0, 1), "n_samples": (1, 1_000_000),
+    "freeze_observers_at": (0, 1), "n_bins": (2, 1000),
+}  # fmt: skip
+
+
+def keys_of(kind: type[Any]) -> tuple[Key, ...]:
+    """Return what may stand in the table of a step in a recipe file."""
+    found = []
+    for entry in fields(kind):
+        assert entry.default is not MISSING
+        low, high = _RANGES.get(entry.name, (0, 0))
+        choices: Sequence[str] = ()
+        kinds: dict[type[Any], Kind] = {
+            bool: "flag", int: "integer", float: "number", str: "text", tuple: "texts",
+        }  # fmt: skip
+        if isinstance(entry.default, str):
+            choices = _choices(kind, entry.name)
+        found.append(
+            Key(
+                name=entry.name,
+                kind=kinds[type(entry.default)],
+                meaning="",
+                default=entry.default,
+                low=low,
+                high=high,
+                choices=choices,
+            )
+        )
+    return tuple(found)
+
+
+def _choices(kind: type[Any], name: str) -> tuple[str, ...]:
+    import typing
+
+    return get_args(typing.get_type_hints(kind)[name])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What is done to a model, in this order."""
+    """What is done to a model, in this order; the last step that changes weights quantizes."""
 
-    steps: tuple[Quantize, ...] = (Quantize(),)
+    steps: tuple[Step, ...] = (Quantize(),)
 
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as plain JSON values."""
@@ -44,15 +204,17 @@ class Recipe:
         return "\n".join(lines)
 
 
-STEPS: Final = {"quantize": Quantize}
-
-
-def name_of(step: Quantize) -> str:
+def name_of(step: Step) -> str:
     """Return the word that stands for this step in a recipe file."""
     return next(name for name, kind in STEPS.items() if isinstance(step, kind))
 
 
-def repr_toml(value: bool | int | float | str) -> str:
+def quantizing_step(recipe: Recipe) -> Quantize | TrainQuantized:
+    """Return the step that quantizes the model."""
+    return next(step for step in recipe.steps if isinstance(step, QUANTIZING))
+
+
+def repr_toml(value: bool | int | float | str | tuple[str, ...]) -> str:
     """Return a value as TOML."""
     text = json.dumps(value, ensure_ascii=False)  # its strings are TOML's, but for one character
     return text.replace("\x7f", "\\u007f")
@@ -61,21 +223,52 @@ def repr_toml(value: bool | int | float | str) -> str:
 def read_recipe(path: Path) -> Recipe:
     """Read a recipe file; ConfigError names file, key and remedy."""
     table = read_toml(path)
-    steps: list[Quantize] = []
+    steps: list[Step] = []
     for entry in table.tables("steps"):
         word = entry.text("step", choices=STEPS)
-        if steps:
-            raise entry.error("step", f"is {word!r} again", "quantize once, as the last step")
-        steps.append(_read_quantize(entry))
+        kind = STEPS[word]
+        step: Step = kind(**entry.read(keys_of(kind), tables=("step",)))
+        _check_step(step, entry)
+        _check_order(step, steps, entry, word)
+        steps.append(step)
     if not steps:
         raise table.error("steps", "is empty", 'add [[steps]] with step = "quantize"')
+    if not any(isinstance(step, QUANTIZING) for step in steps):
+        raise table.error(
+            "steps", "never quantizes", 'end with step = "quantize" (or dtype = "float32" in it)'
+        )
     table.finish()
     return Recipe(steps=tuple(steps))
 
 
-def _read_quantize(table: Table) -> Quantize:
-    return Quantize(
-        dtype=table.text("dtype", "int8", choices=("int8", "float32")),
-        observer=table.text("observer", "histogram", choices=("histogram", "minmax")),
-        n_samples=table.integer("n_samples", 1, 1_000_000, 128),
-    )
+def _check_step(step: Step, entry: Table) -> None:
+    if isinstance(step, Prune) and (step.ratio > 0) == (step.macs > 0):
+        raise entry.error("ratio", "and macs say both or nothing", "give exactly one of them")
+    if isinstance(step, Sparsify) and (step.n or step.m) and not 0 < step.n < step.m:
+        raise entry.error("n", f"is {step.n} of m = {step.m}", "keep fewer than m, at least one")
+    if isinstance(step, Finetune):
+        if step.epochs < 1:
+            raise entry.error("epochs", "is 0", "train for 1 epoch or more, or drop the step")
+        for pair in step.features:
+            if pair.count("=") != 1 or not all(pair.partition("=")[::2]):
+                fix = 'write "layer of the student=layer of the teacher"'
+                raise entry.error("features", f"holds {pair!r}", fix)
+    if isinstance(step, TrainQuantized) and step.epochs < 1:
+        raise entry.error("epochs", "is 0", 'use step = "quantize" for no training')
+
+
+def _check_order(step: Step, before: Sequence[Step], entry: Table, word: str) -> None:
+    """Raise ConfigError for a step that makes no sense after those before it."""
+    quantized = next((s for s in before if isinstance(s, QUANTIZING)), None)
+    if quantized is not None and isinstance(step, QUANTIZING):
+        raise entry.error("step", f"is {word!r} again", "quantize once, as the last step")
+    if quantized is not None and not isinstance(step, ScaleTemperature):
+        fix = f"put it before {name_of(quantized)!r}"
+        raise entry.error("step", f"is {word!r} behind {name_of(quantized)!r}", fix)
+    if isinstance(step, ScaleTemperature) and quantized is None:
+        raise entry.error("step", "is 'temperature' before quantizing", "make it the last step")
+    if isinstance(step, Prune | Factorize) and any(
+        isinstance(s, Sparsify | Cluster) for s in before
+    ):
+        fix = "change shapes first, then single weights"
+        raise entry.error("step", f"is {word!r} behind a step on single weights", fix)

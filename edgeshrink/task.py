@@ -86,12 +86,18 @@ class Metric:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How the float model is trained before it is compressed (AdamW, one-cycle cosine)."""
+    """How a model is trained: one cosine cycle after a warm-up.
+
+    SGD has Nesterov's momentum of 0.9.
+    """
 
     epochs: int
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
     warmup_share: float = 0.1  # of all steps, in [0, 1)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    ema: float = 0.0  # decay of averaged weights, which then are the result; 0: none
+    patience: int = 0  # epochs without a better score before it stops; 0: never
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +113,8 @@ class Task:
             dict of arrays), and computes the metric. None: there is no score.
         loss: `loss(outputs, targets) -> scalar tensor`, for training.
         training: How to train `model` first; None when it is trained.
+        teacher: What compression distils from, where a recipe says so; None: `model` itself, as it
+            is before compression. Its outputs must have the shapes of the model's.
         metric, budget, name: Filled from `edgeshrink.toml` where that exists.
     """
 
@@ -116,6 +124,7 @@ class Task:
     evaluate: Evaluate | None = None
     loss: Callable[[Any, Any], torch.Tensor] | None = None
     training: Training | None = None
+    teacher: torch.nn.Module | None = None
     metric: Metric = field(default_factory=Metric)
     budget: Budget = field(default_factory=Budget)
     name: str = "model"

@@ -48,12 +48,17 @@ def check_task(task: Any, where: str, *, folder: Path | None) -> Task:
     examples = _check_examples(task.example_inputs, where)
     _check_splits(task, examples, where, folder)
     check_weights(task.model, where)
-    _check_outputs(task.model, examples, where, folder)
+    outputs = _check_outputs(task.model, examples, where, folder)
+    if task.teacher is not None:
+        _check_teacher(task.teacher, outputs, examples, where, folder)
     return replace(task, example_inputs=examples)
 
 
-def check_weights(model: nn.Module, where: str) -> None:
-    """Raise ModelError for the first parameter or buffer that holds NaN or infinity."""
+def check_weights(model: nn.Module, where: str, *, device: str = "cpu") -> None:
+    """Raise ModelError for the first parameter or buffer that holds NaN or infinity.
+
+    Or that is not on a device of the type `device`.
+    """
     for kind, tensors in (
         ("parameter", model.named_parameters()),
         ("buffer", model.named_buffers()),
@@ -61,7 +66,7 @@ def check_weights(model: nn.Module, where: str) -> None:
         for name, tensor in tensors:
             if is_lazy(tensor):  # gets its values when the model first runs
                 continue
-            if tensor.device.type != "cpu":
+            if tensor.device.type != device:
                 fault = f"is on {tensor.device}"
                 raise ModelError(f"{where}: {kind} {name}", fault, "move the model: model.cpu()")
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
@@ -103,12 +108,18 @@ def _check_training(training: Any, where: str) -> None:
         ("learning_rate", 1e-12, 1e3),
         ("weight_decay", 0, 1e3),
         ("warmup_share", 0, 0.999),
+        ("ema", 0, 0.99999),
+        ("patience", 0, 1_000_000),
     )
+    if training.optimizer not in ("adamw", "sgd"):
+        fault = f"training.optimizer is {training.optimizer!r}"
+        raise ConfigError(where, fault, "it must be 'adamw' or 'sgd'")
     for name, low, high in limits:
         value = getattr(training, name)
-        is_number = isinstance(value, int if name == "epochs" else int | float)
+        is_whole = name in ("epochs", "patience")
+        is_number = isinstance(value, int if is_whole else int | float)
         if not is_number or isinstance(value, bool) or not low <= value <= high:
-            kind = "a whole number" if name == "epochs" else "a number"
+            kind = "a whole number" if is_whole else "a number"
             fix = f"it must be {kind} in [{low:g}, {high:g}]"
             raise ConfigError(where, f"training.{name} is {value!r}", fix)
 
@@ -204,11 +215,15 @@ def check_array(array: np.ndarray[Any, Any], example: Tensor, where: str) -> Non
 
 
 def _check_outputs(
-    model: nn.Module, examples: tuple[Tensor, ...], where: str, folder: Path | None
-) -> None:
-    """Run the model once, in eval mode; refuse NaN and infinity by the first layer that made it."""
-    place = f"{where}: model {type(model).__name__}"
-    fix = "model.eval()(*example_inputs) must succeed"
+    model: nn.Module,
+    examples: tuple[Tensor, ...],
+    where: str,
+    folder: Path | None,
+    role: str = "model",
+) -> Any:
+    """Return what the model gives in eval mode; refuse NaN and infinity by the first layer."""
+    place = f"{where}: {role} {type(model).__name__}"
+    fix = f"{role}.eval()(*example_inputs) must succeed"
     spoilt: list[str] = []
 
     def watch(name: str) -> Any:
@@ -233,6 +248,26 @@ def _check_outputs(
         layer = f"layer {spoilt[0]}" if spoilt[0] else "the model itself"
         fault = f"{layer} gives NaN or infinity on the example inputs"
         raise ModelError(place, fault, "look for a division by zero, a log of 0 or an overflow")
+    return outputs
+
+
+def _check_teacher(
+    teacher: Any, outputs: Any, examples: tuple[Tensor, ...], where: str, folder: Path | None
+) -> None:
+    if not isinstance(teacher, nn.Module):
+        fault = f"teacher is {_kind(teacher)}, not a torch.nn.Module"
+        raise ConfigError(where, fault, "give the module itself, or None")
+    check_weights(teacher, f"{where}: teacher")
+    taught = _check_outputs(teacher, examples, where, folder, "teacher")
+    here, there = (_shapes(value) for value in (outputs, taught))
+    if here != there:
+        fault = f"teacher returns {there}, the model {here}"
+        raise ConfigError(where, fault, "both must return the same names and shapes")
+
+
+def _shapes(outputs: Any) -> str:
+    """Return the structure of `outputs` with a shape in place of every tensor."""
+    return str(torch.utils._pytree.tree_map(lambda leaf: tuple(leaf.shape), outputs))
 
 
 def _floats(output: Any) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,10 +12,12 @@ import click
 
 from edgeshrink.cli.output import print_json, progress, show_figure, stdout_to_stderr
 from edgeshrink.quiet import quiet
+from edgeshrink.recipe import name_of
 from edgeshrink.units import format_bytes
 
 if TYPE_CHECKING:
     from edgeshrink.build import Built
+    from edgeshrink.compression import StepReport
     from edgeshrink.exporting import Agreement
     from edgeshrink.lowering import Optimize
     from edgeshrink.task import Task
@@ -61,6 +64,11 @@ def command(
 
     TASK is a folder with edgeshrink.toml, file.py:function, or an exported program (.pt2, with
     --calibration); left out, the current folder.
+
+    A recipe is TOML: [[steps]] tables in the order in which they are done, each with step = a word
+    and the step's numbers. The words: sparsify, prune, factorize, cluster, finetune, quantize, qat,
+    temperature; quantize or qat ends it. Without a recipe the model is quantized. A build that was
+    interrupted while it trained goes on where it stopped when it is started again.
     """
     from edgeshrink.budget import parse_budget
     from edgeshrink.errors import ConfigError
@@ -118,6 +126,7 @@ def built_json(built: Built, task: Task) -> dict[str, object]:
         "scores": dict(built.scores),
         "drop": built.drop,
         "agreements": [vars(a) for a in built.agreements],
+        "steps": [report.to_json() for report in built.steps],
         "profile": built.profile.to_json(),
         "budget": {
             "met": not built.overruns,
@@ -149,6 +158,29 @@ def show_quantization(agreements: Sequence[Agreement]) -> str:
     return ""
 
 
+def print_steps(reports: Sequence[StepReport], metric: str) -> None:
+    """Print what each step of a recipe did; scores are on the validation split."""
+
+    def row(name: str, figures: tuple[int, int, int], score: float | None, seconds: str) -> None:
+        columns = "".join(f" {figure:>13,}" for figure in figures)
+        shown = "-" if score is None else f"{score:.4f}"
+        print(f"  {name:<14}{columns} {shown:>12} {seconds:>9}".rstrip())
+
+    print(
+        f"  {'step':<14} {'parameters':>13} {'MACs':>13} {'bytes':>13} {metric:>12} {'seconds':>9}"
+    )
+    first = reports[0]
+    figures = (first.parameters_before, first.macs_before, first.n_bytes_before)
+    row("before", figures, first.score_before, "")
+    for r in reports:
+        figures = (r.parameters_after, r.macs_after, r.n_bytes_after)
+        row(name_of(r.step), figures, r.score_after, f"{r.seconds:.1f}")
+    print("  (bytes of weights as they are stored; scores on the validation split)")
+    for r in reports:
+        text = f"{name_of(r.step)}: {r.note}"
+        print(textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="    "))
+
+
 def print_built(built: Built, task: Task, title: str) -> None:
     """Print the table of a build."""
     artifact, profile, metric = built.artifact, built.profile, task.metric
@@ -165,6 +197,9 @@ def print_built(built: Built, task: Task, title: str) -> None:
     if "c" in built.scores:
         size = round(profile.figures["flash_bytes"].value)
         print(f"  {'firmware':<14} {built.scores['c']:>12.4f}  {size:,} ({format_bytes(size)})")
+    if built.steps:
+        print()
+        print_steps(built.steps, metric.name)
     print()
     limits = {
         "flash_bytes": built.budget.flash_bytes,

@@ -17,6 +17,7 @@ MECHANISMS = {
     "quantizer", "costs", "runtimes", "arena", "toolchain", "training", "task_loader",
     "task_checks", "scoring", "program", "predict", "quiet", "graph_reader", "flatbuffer",
     "tflite_schema", "user_code", "task_template", "passes", "lowering", "staging",
+    "checkpoints",
 }  # fmt: skip
 TOP = {"build", "firmware", "cli", "__main__"}
 HEAVY = ("torch", "torchao", "executorch", "litert_torch", "ai_edge_litert", "ortools")

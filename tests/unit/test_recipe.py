@@ -10,7 +10,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edgeshrink.errors import ConfigError
-from edgeshrink.recipe import STEPS, Quantize, Recipe, name_of, read_recipe, repr_toml
+from edgeshrink.recipe import (
+    QUANTIZING,
+    STEPS,
+    Prune,
+    Quantize,
+    Recipe,
+    ScaleTemperature,
+    name_of,
+    read_recipe,
+    repr_toml,
+)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "float32"])
@@ -34,9 +44,12 @@ def test_json_and_toml_of_a_recipe_say_the_same():
 
 @pytest.mark.parametrize(("word", "kind"), STEPS.items())
 def test_every_step_has_its_word_and_its_defaults_read_back(tmp_path, word, kind):
-    assert name_of(kind()) == word
-    (tmp_path / "recipe.toml").write_text(Recipe(steps=(kind(),)).to_toml())
-    assert read_recipe(tmp_path / "recipe.toml").steps == (kind(),)
+    step = kind(ratio=0.25) if kind is Prune else kind()
+    assert name_of(step) == word
+    steps = (Quantize(), step) if kind is ScaleTemperature else (step, Quantize())
+    recipe = Recipe(steps=(step,) if isinstance(step, QUANTIZING) else steps)
+    (tmp_path / "recipe.toml").write_text(recipe.to_toml())
+    assert read_recipe(tmp_path / "recipe.toml") == recipe
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])) | st.booleans() | st.integers(-9, 9))
@@ -61,6 +74,16 @@ def test_any_value_is_written_as_toml_that_reads_back(value):
         ('[[steps]]\nstep = "quantize"\nn_samples = 1.5\n', "must be a whole number"),
         ('[[steps]]\nstep = "quantize"\nn_samples = true\n', "must be a whole number"),
         ('[[steps]]\nstep = "quantize"\n' * 2, r"steps\[1\].step: .* quantize once"),
+        ('[[steps]]\nstep = "prune"\nratio = 0.5\n', "never quantizes"),
+        ('[[steps]]\nstep = "prune"\n', "give exactly one"),
+        ('[[steps]]\nstep = "prune"\nratio = 0.5\nmacs = 0.5\n', "give exactly one"),
+        ('[[steps]]\nstep = "prune"\nratio = 1.5\n', r"in \[0, 0.99\]"),
+        ('[[steps]]\nstep = "sparsify"\nn = 4\nm = 2\n', "keep fewer than m"),
+        ('[[steps]]\nstep = "qat"\nepochs = 0\n', 'use step = "quantize"'),
+        ('[[steps]]\nstep = "finetune"\nfeatures = ["a"]\n', "layer of the student"),
+        ('[[steps]]\nstep = "qat"\n[[steps]]\nstep = "prune"\nratio = 0.5\n', "before 'qat'"),
+        ('[[steps]]\nstep = "sparsify"\n[[steps]]\nstep = "prune"\nratio = 0.5\n', "shapes first"),
+        ('[[steps]]\nstep = "temperature"\n', "make it the last"),
         ('seed = 1\n[[steps]]\nstep = "quantize"\n', "seed: is not a known key"),
         ("steps = 3\n", "must be an array of tables"),
         ("steps = [3]\n", r"write \[\[steps\]\] tables"),

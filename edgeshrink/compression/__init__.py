@@ -1,0 +1,19 @@
+"""Compression of a float model, step by step."""
+
+from edgeshrink.compression.compress import (
+    Compressed,
+    calibrate_probabilities,
+    check_recipe,
+    compress,
+    compressing_steps,
+)
+from edgeshrink.compression.steps import StepReport
+
+__all__ = [
+    "Compressed",
+    "StepReport",
+    "calibrate_probabilities",
+    "check_recipe",
+    "compress",
+    "compressing_steps",
+]
