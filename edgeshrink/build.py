@@ -69,6 +69,7 @@ from edgeshrink.training import float_predict, train
 Progress = Callable[[str, float, str], None]  # stage, share done in [0, 1], detail
 
 FIRMWARE: Final = "firmware"
+FLOAT_MODELS: Final = frozenset({"float", "teacher"})  # keys of scores
 STEPS: Final = "steps"  # folder of the checkpoints of a recipe's steps
 ENGINE_C: Final = "c"
 EMULATED_S: Final = 60.0  # spent on emulating the test split, about
@@ -80,13 +81,14 @@ TOOLS: Final = ("torch", "torchao", "executorch", "litert-torch", "ai-edge-liter
 class Built:
     """What a build leaves: the artifact and everything that is printed about it.
 
-    `scores` are on the test split: `float`, `tflite`, `pte`. `seconds` are wall time by stage.
+    `scores` are on the test split: `float`, `tflite`, `pte`, `c`, and `teacher` where the task
+    brings one. `seconds` are wall time by stage.
     """
 
     artifact: Artifact
     profile: Profile
     scores: Mapping[str, float]
-    drop: float | None  # of the worst file against the float model, in the metric's unit
+    drop: float | None  # of the worst file against the best float model, in the metric's unit
     agreements: tuple[Agreement, ...]
     budget: Budget
     seconds: Mapping[str, float]
@@ -142,11 +144,13 @@ def build(
     check_recipe(task, recipe)
     check_writable(out)
     checkpoints = checkpoints_folder(out)
-    if compressing_steps(recipe):
-        claim_folder(checkpoints / STEPS, _identity(task, recipe, seed))
     if task.training is not None or compressing_steps(recipe):
         with stage("checking"):
             check_exportable(task, step)
+        claim_folder(checkpoints, {"task": task.name, "seed": str(seed), "target": target.name})
+    if compressing_steps(recipe):
+        steps = {f"step {i + 1}": repr(step) for i, step in enumerate(recipe.steps)}
+        claim_folder(checkpoints / STEPS, steps)
     if task.training is not None:
         with stage("training") as report:
             train(task, seed=seed, progress=report, checkpoints=checkpoints / "float")
@@ -154,6 +158,8 @@ def build(
     if task.evaluate is not None and "test" in task.data:
         with stage("scoring float"):
             scores["float"] = score(task, float_predict(task.model), "test")
+            if task.teacher is not None:
+                scores["teacher"] = score(task, float_predict(task.teacher), "test")
     compressed = Compressed(model=task.model)
     if compressing_steps(recipe):
         with stage("compressing") as report:
@@ -201,8 +207,7 @@ def build(
                     budget=budget,
                     name=MODEL_FILES["tflite"],
                 )
-        drops = [task.metric.drop(scores["float"], scores[k]) for k in scores if k != "float"]
-        drop = max(drops, default=None)
+        drop = _drop(task, scores)
         reports = compressed.reports
         _write_documents(folder, golden, profile, recipe, scores, drop, agreements, reports)
         artifact = _manifest(folder, task, target, recipe, exported, scores, seed, reports)
@@ -264,12 +269,6 @@ def checkpoints_folder(out: Path) -> Path:
     return out.with_name(out.name + ".checkpoints")
 
 
-def _identity(task: Task, recipe: Recipe, seed: int) -> dict[str, str]:
-    """Return what must be equal for a build to go on with the checkpoints of an earlier one."""
-    steps = {f"step {i + 1}": repr(step) for i, step in enumerate(recipe.steps)}
-    return {"task": task.name, "seed": str(seed), **steps}
-
-
 def _calibrate(
     task: Task, recipe: Recipe, compressed: Compressed, exported: Exported
 ) -> Compressed:
@@ -278,6 +277,16 @@ def _calibrate(
     with open_model(exported.tflite, "litert", name=MODEL_FILES["tflite"]) as runner:
         predict = tflite_predict(runner, inputs, outputs, structure)
         return calibrate_probabilities(task, recipe, compressed, predict)
+
+
+def _drop(task: Task, scores: Mapping[str, float]) -> float | None:
+    """Return by how much the worst file is worse than the best float model: model or teacher."""
+    drops = [
+        task.metric.drop(scores[reference], scores[file])
+        for reference in FLOAT_MODELS & scores.keys()
+        for file in scores.keys() - FLOAT_MODELS
+    ]
+    return max(drops, default=None)
 
 
 def _temperature(reports: Sequence[StepReport]) -> float | None:

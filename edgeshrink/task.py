@@ -114,7 +114,8 @@ class Task:
         loss: `loss(outputs, targets) -> scalar tensor`, for training.
         training: How to train `model` first; None when it is trained.
         teacher: What compression distils from, where a recipe says so; None: `model` itself, as it
-            is before compression. Its outputs must have the shapes of the model's.
+            is before compression. Its outputs must have the shapes of the model's. The drop in
+            score is then measured against the better of the two.
         metric, budget, name: Filled from `edgeshrink.toml` where that exists.
     """
 

@@ -507,7 +507,7 @@ def _check_loss(value: Any, where: str, training: Training) -> None:
         fix = "return a scalar tensor computed from the outputs"
         raise ConfigError(f"{where}: loss", f"returned {value!r:.80}", fix)
     if not math.isfinite(value.item()):
-        fix = f"lower learning_rate in Training (now {training.learning_rate:g}), "
+        fix = f"lower learning_rate (now {training.learning_rate:g}), "
         fix += "or look for NaN in the training data"
         raise ModelError(where, f"the loss is {value.item()}", fix)
 

@@ -189,6 +189,8 @@ def print_built(built: Built, task: Task, title: str) -> None:
     print(f"  {'':<14} {metric.name:>12}  bytes")
     if "float" in built.scores:
         print(f"  {'float model':<14} {built.scores['float']:>12.4f}")
+    if "teacher" in built.scores:
+        print(f"  {'teacher':<14} {built.scores['teacher']:>12.4f}")
     for key, file in (("tflite", "model.tflite"), ("pte", "model.pte")):
         if file in artifact.files:
             value = f"{built.scores[key]:.4f}" if key in built.scores else "-"

@@ -145,7 +145,8 @@ def test_a_build_killed_in_quantization_aware_training_ends_with_the_same_bytes(
     recipe = write_recipe(tmp_path, epochs=1, last="qat")
     options = ("--set", "epochs=2", "--budget", "drop=1")
     outs = {name: tmp_path / name / "out" for name in ("whole", "cut")}
-    assert run(*build(repo, recipe, outs["whole"], *options)).code == 0
+    whole = run(*build(repo, recipe, outs["whole"], *options))
+    assert (whole.code, whole.err) == (0, "")
     arguments = build(repo, recipe, outs["cut"], *options)
     kept = tmp_path / "cut" / "out.checkpoints"
     kill(kept / "steps" / "2-qat" / "checkpoint.pt", *arguments)
@@ -164,10 +165,38 @@ def test_checkpoints_of_another_recipe_are_refused_and_left_as_they_are(repo, tm
     write_recipe(tmp_path, epochs=9)
     result = call(capfd, *build(repo, recipe, out))
     assert result.code == 2
-    for words in ("another step 2", "epochs=8", "epochs=9", f"delete {kept / 'steps'}"):
+    for words in ("belongs to another step 2", "epochs=8", "epochs=9", f"delete {kept / 'steps'}"):
         assert words in result.err
     assert {p: p.read_bytes() for p in kept.rglob("*") if p.is_file()} == content
     assert not out.exists()
+
+
+TEACHER = """teacher = nn.Sequential(nn.Linear(4, 3))
+    model.layer.weight.data.zero_()
+    teacher[0].weight.data = torch.eye(3, 4)
+    teacher[0].bias.data.zero_()"""
+
+
+@pytest.mark.slow
+def test_a_student_learns_from_the_tasks_teacher_and_is_measured_against_it(tmp_path, capfd):
+    folder = write_task(tmp_path / "task", body=TEACHER)
+    source = (folder / "task.py").read_text("utf-8")
+    source = source.replace("training=training,", "teacher=teacher,")
+    (folder / "task.py").write_text(source, "utf-8")
+    recipe = tmp_path / "recipe.toml"
+    step = 'step = "finetune"\nepochs = 60\nlearning_rate = 0.1\ndistill = "decoupled"'
+    recipe.write_text(f'[[steps]]\n{step}\n[[steps]]\nstep = "quantize"\n', "utf-8")
+    result = call(
+        capfd, "build", folder, "--target", "rpi4", "--recipe", recipe,
+        "--out", tmp_path / "out", "--json",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    document = json.loads(result.out)
+    scores = document["scores"]
+    assert scores["teacher"] == 1.0, "labels are the largest of the first three inputs"
+    assert scores["float"] < 0.6
+    assert scores["tflite"] > 0.85
+    assert document["drop"] == 1.0 - min(scores["tflite"], scores["pte"])
 
 
 def test_a_step_that_the_task_can_not_do_is_refused_before_any_training(tmp_path, capfd):

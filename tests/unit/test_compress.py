@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import json
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from edgeshrink.compression.compress import STEPS, apply_of, weight_bytes
 from edgeshrink.compression.steps import Changed
 from edgeshrink.compression.temperature import calibration_error, fit_temperature
 from edgeshrink.errors import ConfigError, EdgeshrinkError, ModelError
+from edgeshrink.program import ProgramModule
 from edgeshrink.recipe import (
     Cluster,
     Finetune,
@@ -295,6 +297,20 @@ def test_what_a_task_can_not_do_is_refused_before_anything_runs(step, changes, w
         check_recipe(make_task(**changes), Recipe(steps=(step, Quantize())))
     assert words in str(caught.value)
     assert str(caught.value).startswith("recipe step 1")
+
+
+@pytest.mark.parametrize("step", [Finetune(), Cluster(), TrainQuantized()], ids=name_of)
+def test_an_exported_program_can_only_be_quantized(step):
+    task = make_task()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(task.model, task.example_inputs)
+    task = replace(task, model=ProgramModule(program))
+    check_recipe(task, Recipe())
+    with pytest.raises(
+        ConfigError, match=r"recipe step 1.*exported program.*in place of the \.pt2"
+    ):
+        check_recipe(task, Recipe(steps=(step, Quantize())))
 
 
 @pytest.mark.parametrize(
