@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,7 +41,9 @@ from edgeshrink.program import ProgramModule
 from edgeshrink.quantizer import Quantized, canonical_program, quantize
 from edgeshrink.quantizer.annotate import refuse_unsupported
 from edgeshrink.quantizer.canonical import layer_of
-from edgeshrink.recipe import Quantize
+from edgeshrink.quantizer.samples import calibration_samples
+from edgeshrink.quiet import quiet
+from edgeshrink.recipe import Quantize, TrainQuantized
 from edgeshrink.runtimes import open_model
 from edgeshrink.target import Target
 from edgeshrink.task import Arrays, Task
@@ -71,7 +74,14 @@ class Exported:
     golden_outputs: Mapping[str, npt.NDArray[Any]]
 
 
-def export(task: Task, target: Target, step: Quantize, *, progress: Progress) -> Exported:
+def export(
+    task: Task,
+    target: Target,
+    step: Quantize | TrainQuantized,
+    *,
+    progress: Progress,
+    quantized: Quantized | None = None,
+) -> Exported:
     """Lower the task's model for `target`.
 
     Args:
@@ -79,6 +89,9 @@ def export(task: Task, target: Target, step: Quantize, *, progress: Progress) ->
         target: Decides which operators and types are allowed, and whether a `.pte` is made.
         step: The data type and how ranges are observed.
         progress: Called as the export advances.
+        quantized: What a step of quantization-aware training ended with (`compression.qat` leaves
+            it in the model it returns: `changed.model.quantized`); nothing is calibrated then, and
+            `task.model` is the float model that it came from. It is left as it is.
 
     Raises:
         ModelError: the model can't be traced, holds an operator that can't be lowered or that the
@@ -88,20 +101,18 @@ def export(task: Task, target: Target, step: Quantize, *, progress: Progress) ->
     examples = _examples(task)
     progress(0.0, "tracing")
     structure, output_names, output_shapes = describe_outputs(task.model, examples)
-    graph_module = canonical_program(_source(task.model), examples)
     samples = calibration_samples(task, step.n_samples)
-    folded: fx.GraphModule = graph_module
-    unfolded: fx.GraphModule = graph_module
     quantizer = None
-    if step.dtype == "int8":
-        progress(0.1, f"calibrating on {len(samples)} samples")
-        quantized: Quantized = quantize(
-            graph_module,
-            [tuple(torch.from_numpy(a) for a in sample) for sample in samples],
-            observer=step.observer,
-        )
-        folded, unfolded = quantized.folded, quantized.unfolded
+    if quantized is not None:
         quantizer = quantized.quantizer
+        with quiet():  # a copy of a graph warns of what PyTorch itself does
+            folded, unfolded = copy.deepcopy((quantized.folded, quantized.unfolded))
+    else:
+        folded = unfolded = canonical_program(_source(task.model), examples)
+        if isinstance(step, TrainQuantized) or step.dtype == "int8":
+            progress(0.1, f"calibrating on {len(samples)} samples")
+            made = _quantize(folded, samples, step)
+            quantizer, folded, unfolded = made.quantizer, made.folded, made.unfolded
     wants_pte = any(runtime.name == "executorch" for runtime in target.runtimes)
     pte = None
     if wants_pte:
@@ -141,13 +152,30 @@ def export(task: Task, target: Target, step: Quantize, *, progress: Progress) ->
     )
 
 
-def check_exportable(task: Task, step: Quantize) -> None:
+def _quantize(
+    graph_module: fx.GraphModule, samples: Sequence[Arrays], step: Quantize | TrainQuantized
+) -> Quantized:
+    """Quantize after training, as `step` says."""
+    tensors = [tuple(torch.from_numpy(a) for a in sample) for sample in samples]
+    if isinstance(step, TrainQuantized):
+        return quantize(graph_module, tensors, observer=step.observer)
+    return quantize(
+        graph_module,
+        tensors,
+        observer=step.observer,
+        equalize=step.equalize,
+        correct_bias=step.correct_bias,
+        adaround=step.adaround,
+    )
+
+
+def check_exportable(task: Task, step: Quantize | TrainQuantized) -> None:
     """Raise ModelError when the model can't be traced, or holds an operator without an int8 form.
 
     `export` finds that as well; this takes seconds, and is for the time before a long training.
     """
     graph_module = canonical_program(_source(task.model), _examples(task))
-    if step.dtype == "int8":
+    if isinstance(step, TrainQuantized) or step.dtype == "int8":
         refuse_unsupported(graph_module)
 
 
@@ -195,36 +223,6 @@ def describe_outputs(
         )
     names = tuple(f"output_{i}" for i in range(len(leaves)))
     return "tuple", names, [tuple(leaf.shape) for leaf in leaves]
-
-
-def calibration_samples(task: Task, n_samples: int) -> list[Arrays]:
-    """Return up to `n_samples` samples (batch of 1) of the calibration split, else of train."""
-    split = task.data.get("calibration", task.data.get("train"))
-    if split is None:
-        raise ModelError(
-            f"task {task.name!r}",
-            "has neither a calibration nor a train split",
-            "add one of them to data: quantization needs to see typical inputs",
-        )
-    samples: list[Arrays] = []
-    for inputs, _ in split:
-        for row in range(len(inputs[0])):
-            sample = tuple(np.ascontiguousarray(a[row : row + 1]) for a in inputs)
-            for position, array in enumerate(sample):
-                if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-                    raise ModelError(
-                        f"task {task.name!r}, calibration sample {len(samples)}, input {position}",
-                        "holds NaN or infinity",
-                        "clean the data",
-                    )
-            samples.append(sample)
-            if len(samples) >= n_samples:
-                return samples
-    if not samples:
-        raise ModelError(
-            f"task {task.name!r}", "has an empty calibration split", "give at least one sample"
-        )
-    return samples
 
 
 def _layers_by_scale(graph_module: fx.GraphModule) -> dict[tuple[float, int], str]:

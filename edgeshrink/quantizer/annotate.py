@@ -22,13 +22,20 @@ from torchao.quantization.pt2e.quantizer import (
 
 from edgeshrink.errors import ModelError
 from edgeshrink.quantizer.canonical import add_constant, layer_of, operand
+from edgeshrink.quantizer.observers import EntropyObserver, MseObserver, PercentileObserver
 from edgeshrink.quantizer.operators import REMEDIES, RULES, Rule
 
 aten = torch.ops.aten
 KEY: Final = "quantization_annotation"
 EPSILON: Final = 2.0**-12  # smallest scale
 
-OBSERVERS: Final = {"histogram": HistogramObserver, "minmax": MinMaxObserver}
+OBSERVERS: Final[dict[str, Any]] = {
+    "histogram": HistogramObserver,
+    "minmax": MinMaxObserver,
+    "percentile": PercentileObserver,
+    "mse": MseObserver,
+    "entropy": EntropyObserver,
+}
 
 WEIGHT: Final = {
     axis: QuantizationSpec(
@@ -93,7 +100,7 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]
     """Annotates the whole graph by `RULES`.
 
     Args:
-        observer: How activation ranges are found: `histogram` (least squared error) or `minmax`.
+        observer: How activation ranges are found, a word of `OBSERVERS`.
     """
 
     # litert-torch asks its quantizer for this one attribute.

@@ -135,13 +135,6 @@ def constant_of(graph_module: fx.GraphModule, node: Any) -> Tensor | None:
     return owner.detach() if isinstance(owner, Tensor) else None
 
 
-def set_constant(graph_module: fx.GraphModule, node: fx.Node, value: Tensor) -> None:
-    """Overwrite the tensor that a `get_attr` node holds."""
-    held = constant_of(graph_module, node)
-    assert held is not None
-    held.copy_(value)
-
-
 def add_constant(
     graph_module: fx.GraphModule, before: fx.Node, name: str, value: Tensor
 ) -> fx.Node:
@@ -156,6 +149,40 @@ def add_constant(
         node = graph_module.graph.get_attr(free)
     node.meta["val"] = value
     return node
+
+
+def own_constants(graph_module: fx.GraphModule) -> None:
+    """Copy every constant, in place: a trace shares them with the model that it was made from."""
+    copies: dict[int, Tensor] = {}  # by what they are of: shared ones stay shared
+    done: set[str] = set()
+    for node in graph_module.graph.nodes:
+        path = str(node.target)
+        if node.op != "get_attr" or path in done or constant_of(graph_module, node) is None:
+            continue
+        done.add(path)
+        owner_path, _, leaf = path.rpartition(".")
+        owner = graph_module.get_submodule(owner_path)
+        held = getattr(owner, leaf)
+        if id(held) not in copies:
+            value = held.detach().clone()
+            is_parameter = isinstance(held, torch.nn.Parameter)
+            copies[id(held)] = (
+                torch.nn.Parameter(value, held.requires_grad) if is_parameter else value
+            )
+        setattr(owner, leaf, copies[id(held)])
+
+
+def add_biases(graph_module: fx.GraphModule) -> None:
+    """Give convolutions and linear layers that have none a bias of 0, in place."""
+    for node in graph_module.graph.nodes:
+        if node.target not in _WEIGHTED or (len(node.args) > 2 and node.args[2] is not None):
+            continue
+        value = node.meta["val"]
+        n_channels = value.shape[-1 if node.target == aten.linear.default else 1]
+        zeros = torch.zeros(n_channels, dtype=value.dtype)
+        bias = add_constant(graph_module, node, f"{node.name}_bias", zeros)
+        node.args = (*node.args[:2], bias, *node.args[3:])
+    graph_module.recompile()
 
 
 def _replace(node: fx.Node, new: fx.Node) -> None:

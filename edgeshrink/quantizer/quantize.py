@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from edgeshrink.errors import ModelError
-from edgeshrink.quantizer.annotate import Int8Quantizer
-from edgeshrink.quantizer.canonical import constant_of, layer_of, operand, set_constant
-from edgeshrink.quantizer.operators import RULES
+from edgeshrink.quantizer.adapt import adapt
+from edgeshrink.quantizer.annotate import Int8Quantizer, refuse_unsupported
+from edgeshrink.quantizer.batching import fix_batch
+from edgeshrink.quantizer.canonical import add_biases, layer_of, operand, own_constants
+from edgeshrink.quantizer.equalize import equalize_layers
+from edgeshrink.quantizer.fake_quantize import bound_mean_scales, freeze, snap_constants
 from edgeshrink.quiet import quiet
-
-MOST_QUOTIENT: Final = 256  # of the scales of a global mean's input and output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,65 +39,99 @@ def quantize(
     calibration: Iterable[tuple[Tensor, ...]],
     *,
     observer: str = "histogram",
+    equalize: bool = False,
+    correct_bias: bool = False,
+    adaround: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Quantized:
     """Quantize a canonical graph to int8 with ranges observed on `calibration`.
 
     Args:
-        graph_module: From `canonical_program`; it is consumed.
-        calibration: Input tuples, batch of 1 each.
-        observer: `histogram` or `minmax`.
+        graph_module: From `canonical_program`; it is consumed, the model it came from is not.
+        calibration: Input tuples, batch of 1 each (or more, behind `free_batch`).
+        observer: A word of `OBSERVERS`.
+        equalize: Equalize weights across layers first.
+        correct_bias: Shift biases by what quantization moved the means of channels.
+        adaround: Choose for every weight which way it rounds.
         progress: Called with the number of samples done.
 
     Raises:
         ModelError: an operator has no int8 form, there is no calibration data, or an activation
             is not finite.
     """
+    samples = list(calibration) if adaround or correct_bias else calibration
+    prepared, quantizer = prepare(
+        graph_module, observer, equalize=equalize, with_biases=correct_bias
+    )
+    calibrate(prepared, samples, progress=progress)
+    freeze(prepared)
+    bound_mean_scales(prepared)
+    if adaround or correct_bias:
+        assert isinstance(samples, list)
+        adapt(prepared, samples, adaround=adaround, correct_bias=correct_bias)
+    return convert(prepared, quantizer)
+
+
+def prepare(
+    graph_module: fx.GraphModule,
+    observer: str,
+    *,
+    equalize: bool = False,
+    with_biases: bool = False,
+) -> tuple[fx.GraphModule, Int8Quantizer]:
+    """Put an observer on every value that becomes int8; constants become the graph's own.
+
+    Args:
+        graph_module: From `canonical_program`; it is consumed.
+        observer: A word of `OBSERVERS`.
+        equalize: Equalize weights across layers first.
+        with_biases: Give layers that have none a bias of 0.
+    """
     quantizer = Int8Quantizer(observer)
+    refuse_unsupported(graph_module)
+    own_constants(graph_module)
+    if equalize:
+        with torch.no_grad():
+            equalize_layers(graph_module)
+    if with_biases:
+        add_biases(graph_module)
     with quiet():
-        prepared = prepare_pt2e(graph_module, quantizer)
+        return prepare_pt2e(graph_module, quantizer), quantizer
+
+
+def calibrate(
+    prepared: fx.GraphModule,
+    calibration: Iterable[tuple[Tensor, ...]],
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Let the observers of a prepared graph see `calibration`, in place."""
     count = 0
     with torch.no_grad():
         for inputs in calibration:
             _Calibration(prepared, sample=count).run(*inputs)
-            count += 1
+            count += len(inputs[0]) if inputs[0].dim() else 1
             if progress is not None:
                 progress(count)
     if not count:
         raise ModelError(
             "calibration data", "is empty", "give at least one sample (16 to 512 are usual)"
         )
-    bound_mean_scales(prepared)
+
+
+def convert(frozen: fx.GraphModule, quantizer: Int8Quantizer) -> Quantized:
+    """Return both forms of a frozen graph; it is consumed."""
+    fix_batch(frozen)
+    with torch.no_grad():
+        snap_constants(frozen)
     with quiet():
-        unfolded = convert_pt2e(copy.deepcopy(prepared), fold_quantize=False)
-        folded = convert_pt2e(prepared, fold_quantize=True)
-        for graph in (unfolded, folded):
-            snap_constants(graph)
+        unfolded = convert_pt2e(copy.deepcopy(frozen), fold_quantize=False)
+        folded = convert_pt2e(frozen, fold_quantize=True)
     return Quantized(quantizer=quantizer, unfolded=unfolded, folded=folded)
 
 
-def bound_mean_scales(prepared: fx.GraphModule) -> None:
-    """Keep the scale of a global mean at or above a 256th of its input's, in place.
-
-    Engines multiply the sum of the stored values by the quotient of the two scales. XNNPACK's range
-    for it ends at 256, and LiteRT's built-in kernels lose the last bits beyond (7 LSB at a quotient
-    of 5,000). Neither is there anything to be seen below the scale over the number of positions:
-    means of stored values are multiples of that.
-    """
-    for node in prepared.graph.nodes:
-        if node.target != torch.ops.aten.adaptive_avg_pool2d.default:
-            continue
-        source = operand(node, 0)
-        if source.op != "call_module":
-            continue
-        observer: Any = prepared.get_submodule(str(source.target))
-        scale, _ = observer.calculate_qparams()
-        count = math.prod(operand(source, 0).meta["val"].shape[2:])
-        least = float(scale) / min(count, MOST_QUOTIENT)
-        for user in node.users:
-            if user.op == "call_module":
-                observer = prepared.get_submodule(str(user.target))
-                observer.eps.clamp_(min=least)  # the smallest scale that it gives
+def _first_bad_row(value: Tensor) -> int:
+    return int(torch.nonzero(~torch.isfinite(value))[0, 0])
 
 
 class _Calibration(fx.Interpreter):
@@ -117,42 +151,15 @@ class _Calibration(fx.Interpreter):
         if node.op == "call_module":
             source = operand(node, 0)
             value = self.env[source]
+            if source.op == "get_attr" and self.sample:
+                return value  # a constant, seen with the first sample
             if isinstance(value, Tensor) and not torch.isfinite(value).all():
-                maker = next(iter(node.users)) if source.op == "get_attr" else source
+                is_constant = source.op == "get_attr"
+                maker = next(iter(node.users)) if is_constant else source
+                row = 0 if is_constant or value.dim() == 0 else _first_bad_row(value)
                 raise ModelError(
-                    f"calibration sample {self.sample}, layer {layer_of(maker)!r}",
+                    f"calibration sample {self.sample + row}, layer {layer_of(maker)!r}",
                     "holds NaN or infinity",
                     "check that sample and the weights",
                 )
         return super().run_node(node)
-
-
-def snap_constants(graph_module: fx.GraphModule) -> None:
-    """Put float weights and biases on the grid of their integers, in place.
-
-    The two lowerings round constants each in its own arithmetic (multiplying by an inverse here,
-    dividing there). A value on the grid rounds to the same integer in both; one near a tie might
-    not, and then the two files differ in the last bit of a few outputs.
-    """
-    for node in graph_module.graph.nodes:
-        rule = RULES.get(node.target)
-        if rule is None or rule.kind != "weighted":
-            continue
-        source, weight = node.args[0], node.args[1]
-        scales = constant_of(graph_module, weight.args[1])  # (output channels,)
-        assert scales is not None
-        stored = weight.args[0]
-        if stored.op == "call_function":  # quantized on the fly from a float weight
-            values = constant_of(graph_module, stored.args[0])
-            assert values is not None
-            shape = [-1 if axis == rule.weight_axis else 1 for axis in range(values.dim())]
-            grid = scales.to(values.dtype).reshape(shape)
-            codes = torch.clamp(torch.round(values / grid), -127, 127)
-            set_constant(graph_module, stored.args[0], codes * grid)
-        if len(node.args) > 2 and node.args[2] is not None:
-            bias = constant_of(graph_module, node.args[2])
-            assert bias is not None
-            unit = scales.double() * float(source.args[1])
-            if rule.weight_axis == 1 and unit.numel() != bias.numel():
-                continue  # grouped transposed convolution: a channel's scale serves all groups
-            set_constant(graph_module, node.args[2], (torch.round(bias / unit) * unit).float())
