@@ -15,7 +15,7 @@ from torch import nn
 
 from edgeshrink import recipe as recipes
 from edgeshrink.compression import calibrate_probabilities, check_recipe, compress
-from edgeshrink.compression.compress import STEPS, apply_of, weight_bytes
+from edgeshrink.compression.compress import STEPS, apply_of, held_by, weight_bytes
 from edgeshrink.compression.steps import Changed
 from edgeshrink.compression.temperature import calibration_error, fit_temperature
 from edgeshrink.errors import ConfigError, EdgeshrinkError, ModelError
@@ -155,10 +155,12 @@ def test_what_earlier_steps_did_to_single_weights_is_held(monkeypatch):
         return Changed(model=model, note="")
 
     monkeypatch.setitem(globals(), "look", look)
-    for kind in (Sparsify, Cluster, Finetune):
-        monkeypatch.setitem(STEPS, kind, f"{__name__}:look")
-    run(make_task(), Finetune(), Sparsify(), Finetune(), Cluster(), Finetune())
-    assert seen == ["nothing", "nothing", "zeros", "zeros", "values"]
+    monkeypatch.setitem(STEPS, Finetune, f"{__name__}:look")
+    run(make_task(), Sparsify(), Finetune())
+    assert seen == ["zeros"]
+    assert held_by([Finetune(), Prune(ratio=0.5)]) == "nothing"
+    assert held_by([Sparsify(), Finetune()]) == "zeros"
+    assert held_by([Sparsify(), Cluster(), Finetune()]) == "values"
 
 
 def test_progress_names_the_step_and_rises_to_one():
