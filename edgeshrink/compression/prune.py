@@ -23,6 +23,7 @@ import torch
 import torch_pruning
 from torch import Tensor, nn
 
+from edgeshrink.channels import ChannelGroup
 from edgeshrink.compression.layers import (
     CONVOLUTIONS,
     TRANSPOSED,
@@ -34,7 +35,8 @@ from edgeshrink.compression.layers import (
 from edgeshrink.compression.steps import Changed, Context
 from edgeshrink.errors import ConfigError, ModelError
 from edgeshrink.quantizer.canonical import TORCH_ERRORS
-from edgeshrink.recipe import Prune
+from edgeshrink.recipe import Prune, kept_channels
+from edgeshrink.strict_toml import nearest
 from edgeshrink.target import Target
 from edgeshrink.task import Task, Training
 from edgeshrink.training import check_trainable, retrain
@@ -60,19 +62,6 @@ LIKED_ELSE: Final = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Group:
-    """Channels that go together, seen from the layer at the root of their dependencies.
-
-    A unit is what goes at once: one channel, or one of each group of a grouped layer.
-    """
-
-    root: str
-    n_channels: int
-    n_ways: int  # channels in a unit
-    importance: npt.NDArray[np.float64]  # (units,)
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Cut:
     """Indices that leave one axis of one layer."""
 
@@ -88,7 +77,7 @@ class _Analysis:
     """A model as torch-pruning sees it."""
 
     graph: Any
-    groups: tuple[_Group, ...]
+    groups: tuple[ChannelGroup, ...]
     held: Mapping[str, str]  # root → why it keeps its channels
 
 
@@ -148,6 +137,17 @@ def apply(model: nn.Module, step: Prune, context: Context) -> Changed:
     )
 
 
+def pruning(
+    model: nn.Module, step: Prune, context: Context
+) -> tuple[tuple[ChannelGroup, ...], Callable[[Mapping[str, int]], nn.Module]]:
+    """Return the groups of channels that can go, and a function that cuts a copy.
+
+    It takes how many channels each root keeps, and proves nothing: it is for looking ahead.
+    """
+    analysis = _analyse(model, step, context, seed=context.seed)
+    return analysis.groups, lambda kept: _cut(model, _cuts(analysis, kept)).eval()
+
+
 def _share(context: Context, index: int, count: int) -> Callable[[float, str], None]:
     """Return a progress of one of `count` rounds."""
     return lambda share, detail: context.progress((index + share) / count, detail)
@@ -197,13 +197,39 @@ def _analyse(model: nn.Module, step: Prune, context: Context, *, seed: int) -> _
             continue
         units = ratings.detach().double().reshape(n_ways, -1).mean(dim=0).numpy()
         groups.append(
-            _Group(root=root, n_channels=n_channels, n_ways=n_ways, importance=np.nan_to_num(units))
+            ChannelGroup(
+                root=root,
+                n_channels=n_channels,
+                n_ways=n_ways,
+                importance=np.nan_to_num(units),
+                members=_members(graph, item, n_channels // n_ways),
+            )
         )
     if not groups:
         reasons = "; ".join(f"{root}: {why}" for root, why in held.items())
         fault = f"has no layer whose channels can go ({reasons})"
         raise ModelError(whole, fault, "drop the step, or exclude less")
     return _Analysis(graph=graph, groups=tuple(groups), held=held)
+
+
+def _members(graph: Any, item: Any, n_units: int) -> dict[str, npt.NDArray[np.int64]]:
+    """Return which outputs of which layers make up each unit of a group."""
+    found: dict[str, list[list[int]]] = {}
+    for part in item:
+        node = part.dep.target
+        if not graph.is_out_channel_pruning_fn(part.dep.handler):
+            continue
+        if not isinstance(node.module, ROOTS):
+            continue
+        units = found.setdefault(_path_of(graph, node), [[] for _ in range(n_units)])
+        for index, root in zip(part.idxs, part.root_idxs, strict=True):
+            if int(index) not in units[int(root) % n_units]:
+                units[int(root) % n_units].append(int(index))
+    return {
+        path: np.array([sorted(unit) for unit in units], np.int64)
+        for path, units in found.items()
+        if len({len(unit) for unit in units}) == 1
+    }
 
 
 def _traceable(example: Tensor) -> Tensor:
@@ -306,6 +332,8 @@ def _choose(
         start: MACs before the first round.
     """
     groups = analysis.groups
+    if step.keep:
+        return _named_counts(groups, step, analysis.held, done)
     if step.ratio > 0:
         kept = _keep(groups, step, widths, step.ratio * done)
         for group in groups:
@@ -320,15 +348,17 @@ def _choose(
     finest = max(FINEST_RATIO, sum(widths.values()) // step.keep_multiple)
     known: dict[tuple[int, ...], int] = {}
 
-    def fits(index: int) -> bool:
-        kept = _rounded(groups, _keep(groups, step, widths, index / finest), step)
+    def fits(kept: Mapping[str, int]) -> bool:
         key = tuple(kept.values())
         if key not in known:
             known[key] = macs_of(_cut(model, _cuts(analysis, kept)), task.example_inputs)
         return known[key] <= limit
 
+    def at(index: int) -> dict[str, int]:
+        return _rounded(groups, _keep(groups, step, widths, index / finest), step)
+
     with _explained(model, analysis, task):
-        if not fits(finest):
+        if not fits(at(finest)):
             least = min(known.values()) / start
             fault = f"{step.macs:g} can't be reached: {least:.3f} of the MACs stay at least"
             fix = "raise it, exclude less or lower keep_multiple"
@@ -336,12 +366,65 @@ def _choose(
         low, high = -1, finest  # `low` is too wide, `high` fits
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (low, middle) if fits(middle) else (middle, high)
-    return _rounded(groups, _keep(groups, step, widths, high / finest), step)
+            low, high = (low, middle) if fits(at(middle)) else (middle, high)
+        return _widened(groups, at(high), step, fits)
+
+
+def _named_counts(
+    groups: Sequence[ChannelGroup], step: Prune, held: Mapping[str, str], done: float
+) -> dict[str, int]:
+    """Return the counts that `keep` names, on the way to them in earlier rounds."""
+    wanted, by_root = kept_channels(step), {group.root: group for group in groups}
+    counts = {group.root: group.n_channels for group in groups}
+    for layer, count in wanted.items():
+        if layer in held:
+            fix = f"leave {layer} out of keep"
+            raise ConfigError("keep", f"{layer!r} can't shrink: {held[layer]}", fix)
+        if layer not in by_root:
+            fault = f"the model has no layer {layer!r} that others follow"
+            raise ConfigError("keep", fault, nearest(layer, by_root))
+        group = by_root[layer]
+        if count % group.n_ways:
+            fault = f"{layer!r} has {group.n_ways} blocks, which {count} does not divide into"
+            raise ConfigError("keep", fault, f"keep a multiple of {group.n_ways}")
+        here = min(group.n_channels, count)
+        part = math.ceil((1 - done) * (group.n_channels - here) / group.n_ways - 1e-9)
+        counts[layer] = here + part * group.n_ways
+    return counts
+
+
+def _widened(
+    groups: Sequence[ChannelGroup],
+    kept: Mapping[str, int],
+    step: Prune,
+    fits: Callable[[Mapping[str, int]], bool],
+) -> dict[str, int]:
+    """Give channels back, the most important first, while the counts still fit.
+
+    Where counts move by `keep_multiple` at a time, and several at once, the search ends well below
+    what is allowed.
+    """
+    counts = dict(kept)
+    open_groups = list(groups)
+    while open_groups:
+        offers = {}
+        for group in open_groups:
+            old = counts[group.root]
+            new = min(group.n_channels, old + _unit(group, step))
+            ranked = np.sort(group.importance)[::-1]
+            back = ranked[old // group.n_ways : new // group.n_ways]
+            offers[group.root] = (float(back.mean()) if new > old else -math.inf, new, group)
+        root = max(offers, key=lambda name: offers[name][0])
+        _, new, group = offers[root]
+        if new > counts[root] and fits(counts | {root: new}):
+            counts[root] = new
+        else:
+            open_groups.remove(group)  # nor will it fit beside more of others
+    return counts
 
 
 def _keep(
-    groups: Sequence[_Group], step: Prune, widths: Mapping[str, int], ratio: float
+    groups: Sequence[ChannelGroup], step: Prune, widths: Mapping[str, int], ratio: float
 ) -> dict[str, int]:
     """Return how many channels each root keeps if `ratio` of the first widths are to go."""
     units = {group.root: len(group.importance) for group in groups}
@@ -365,7 +448,9 @@ def _keep(
     return {root: count * ways[root] for root, count in units.items()}
 
 
-def _rounded(groups: Sequence[_Group], kept: Mapping[str, int], step: Prune) -> dict[str, int]:
+def _rounded(
+    groups: Sequence[ChannelGroup], kept: Mapping[str, int], step: Prune
+) -> dict[str, int]:
     """Return the counts as multiples of `keep_multiple` where the layers are wide enough.
 
     Rounds to the nearest, up from the middle, never to 0; a layer narrower than the multiple takes
@@ -373,13 +458,17 @@ def _rounded(groups: Sequence[_Group], kept: Mapping[str, int], step: Prune) -> 
     """
     counts = {}
     for group in groups:
-        full, count = group.n_channels, kept[group.root]
-        divisors = [d for d in range(1, step.keep_multiple + 1) if step.keep_multiple % d == 0]
-        steps = [s for s in (math.lcm(d, group.n_ways) for d in divisors) if s <= full]
-        unit = max(steps)  # 1 divides: n_ways itself is always among them
+        full, count, unit = group.n_channels, kept[group.root], _unit(group, step)
         nearest = max(unit, (2 * count + unit) // (2 * unit) * unit)
         counts[group.root] = full if count >= full else min(full, nearest)
     return counts
+
+
+def _unit(group: ChannelGroup, step: Prune) -> int:
+    """Return by how many channels a group's width moves."""
+    divisors = [d for d in range(1, step.keep_multiple + 1) if step.keep_multiple % d == 0]
+    units = [math.lcm(divisor, group.n_ways) for divisor in divisors]
+    return max(unit for unit in units if unit <= group.n_channels)  # n_ways is among them
 
 
 # Cutting
