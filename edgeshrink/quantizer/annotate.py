@@ -36,6 +36,8 @@ OBSERVERS: Final[dict[str, Any]] = {
     "mse": MseObserver,
     "entropy": EntropyObserver,
 }
+# Observers that find the same range however values are batched; torchao's histogram does not.
+BATCHABLE: Final = frozenset(OBSERVERS) - {"histogram"}
 
 WEIGHT: Final = {
     axis: QuantizationSpec(

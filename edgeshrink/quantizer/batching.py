@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
@@ -15,6 +16,7 @@ aten = torch.ops.aten
 FIXED: Final = "fixed_arguments"  # key in a node's meta: its arguments for a batch of one
 _SHAPED: Final = (aten.reshape.default, aten.expand.default)
 N_PROBED: Final = 3
+BATCH: Final = 32
 TOLERANCE: Final = 1e-4  # of the largest output: float sums of a batch are not those of one sample
 
 
@@ -61,6 +63,14 @@ def fix_batch(graph_module: fx.GraphModule) -> None:
         if FIXED in node.meta:
             node.args = (node.args[0], *node.meta.pop(FIXED)[1:])
     graph_module.recompile()
+
+
+def joined(samples: Sequence[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+    """Join samples (batch of 1 each) to batches of up to `BATCH`."""
+    return [
+        tuple(torch.cat(column) for column in zip(*samples[start : start + BATCH], strict=True))
+        for start in range(0, len(samples), BATCH)
+    ]
 
 
 def _freed_arguments(

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from edgeshrink.quantizer.annotate import Int8Quantizer
-from edgeshrink.quantizer.batching import free_batch
+from edgeshrink.quantizer.annotate import BATCHABLE, Int8Quantizer
+from edgeshrink.quantizer.batching import free_batch, joined
 from edgeshrink.quantizer.canonical import canonical_program, constant_of, operand, own_constants
 from edgeshrink.quantizer.fake_quantize import (
     bias_of,
@@ -101,6 +101,8 @@ class TrainableQuantized(nn.Module):
         own_constants(graph_module)
         _make_trainable(graph_module)
         self.any_batch = free_batch(graph_module, model, example_inputs)
+        if self.any_batch and observer in BATCHABLE:
+            self.calibration = tuple(joined(self.calibration))
         prepared, quantizer = prepare(graph_module, observer)
         with quiet():
             pristine = copy.deepcopy(prepared)
