@@ -20,15 +20,15 @@ from typing import TextIO
 def quiet() -> Iterator[list[str]]:
     """Silence Python's and C++'s output (file descriptors 1 and 2), logging and warnings.
 
-    Yields a list that holds the silenced text once the block has been left. Ctrl-C ends the block
-    even where the code in it catches KeyboardInterrupt.
+    Yields a list that holds the silenced text once the block has been left. Ctrl-C counts at the
+    end of the block, see `interrupted_at_end`.
     """
     text: list[str] = []
     for each in (sys.stdout, sys.stderr):
         each.flush()
     level = logging.root.manager.disable
     with contextlib.ExitStack() as stack:
-        stack.enter_context(interruptible())
+        stack.enter_context(interrupted_at_end())
         sink = stack.enter_context(tempfile.TemporaryFile())
         memory = io.BytesIO()
         if not (_is_descriptor(sys.stdout) and _is_descriptor(sys.stderr)):
@@ -64,27 +64,33 @@ def _is_descriptor(stream: TextIO) -> bool:
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """Raise KeyboardInterrupt at the end of the block if it was raised, and swallowed, inside.
+def interrupted_at_end() -> Iterator[None]:
+    """Raise KeyboardInterrupt at the end of the block if Ctrl-C was pressed inside.
 
-    Converters catch everything in places (an import that may fail, a callback from C++), and would
-    go on for minutes after Ctrl-C.
+    Not at once: converters catch everything in places and would go on for minutes, and an exception
+    that is raised in a callback from C++ ends the process. A message on the terminal says that it
+    was heard; a second Ctrl-C is raised where it comes.
     """
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield  # somebody else decides what Ctrl-C means
         return
     pressed = threading.Event()
+    terminal = os.dup(2)
 
     def note(number: int, frame: types.FrameType | None) -> None:
+        if pressed.is_set():
+            signal.default_int_handler(number, frame)
         pressed.set()
-        signal.default_int_handler(number, frame)
+        with contextlib.suppress(OSError):
+            os.write(terminal, b"\nstopping as soon as the converter lets go\n")
 
     signal.signal(signal.SIGINT, note)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.close(terminal)
         if pressed.is_set():
             raise KeyboardInterrupt
 

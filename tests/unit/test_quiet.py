@@ -11,7 +11,7 @@ import warnings
 
 import pytest
 
-from edgeshrink.quiet import interruptible, quiet, reason
+from edgeshrink.quiet import interrupted_at_end, quiet, reason
 
 
 def test_output_of_every_kind_is_held_back_and_given_to_the_caller(capfd):
@@ -58,7 +58,7 @@ def swallow() -> None:
         signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.parametrize("block", [quiet, interruptible])
+@pytest.mark.parametrize("block", [quiet, interrupted_at_end])
 def test_a_swallowed_ctrl_c_is_raised_at_the_end_of_the_block(block):
     with pytest.raises(KeyboardInterrupt), block():
         swallow()
@@ -70,26 +70,32 @@ def test_a_ctrl_c_turned_into_another_error_is_still_a_ctrl_c():
         swallow()
         raise ImportError("cannot import name")
 
-    with pytest.raises(KeyboardInterrupt), interruptible():
+    with pytest.raises(KeyboardInterrupt), interrupted_at_end():
         imports()
 
 
-def test_a_ctrl_c_that_nobody_catches_ends_the_block_at_once():
+def test_a_ctrl_c_lets_the_block_come_to_its_end_and_says_so(capfd):
     reached = []
-
-    def work():
+    with pytest.raises(KeyboardInterrupt), interrupted_at_end():
         signal.raise_signal(signal.SIGINT)
         reached.append(True)
+    assert reached
+    assert "stopping as soon as" in capfd.readouterr().err
 
-    with pytest.raises(KeyboardInterrupt), interruptible():
-        work()
+
+def test_a_second_ctrl_c_ends_the_block_at_once():
+    reached = []
+    with pytest.raises(KeyboardInterrupt), interrupted_at_end():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        reached.append(True)
     assert not reached
 
 
 def test_a_block_without_ctrl_c_ends_well_and_keeps_its_errors():
-    with interruptible():
+    with interrupted_at_end():
         pass
-    with pytest.raises(ImportError), interruptible():
+    with pytest.raises(ImportError), interrupted_at_end():
         raise ImportError("really missing")
 
 
@@ -97,7 +103,7 @@ def test_another_handler_of_the_program_stays_in_charge():
     seen = []
     before = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
     try:
-        with interruptible():
+        with interrupted_at_end():
             signal.raise_signal(signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, before)
