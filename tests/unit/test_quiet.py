@@ -74,21 +74,24 @@ def test_a_ctrl_c_turned_into_another_error_is_still_a_ctrl_c():
         imports()
 
 
-def test_a_ctrl_c_lets_the_block_come_to_its_end_and_says_so(capfd):
-    reached = []
-    with pytest.raises(KeyboardInterrupt), interrupted_at_end():
+def press(times: int, reached: list[bool]) -> None:
+    for _ in range(times):
         signal.raise_signal(signal.SIGINT)
-        reached.append(True)
+    reached.append(True)
+
+
+def test_a_ctrl_c_lets_the_block_come_to_its_end_and_says_so(capfd):
+    reached: list[bool] = []
+    with pytest.raises(KeyboardInterrupt), interrupted_at_end():
+        press(1, reached)
     assert reached
     assert "stopping as soon as" in capfd.readouterr().err
 
 
 def test_a_second_ctrl_c_ends_the_block_at_once():
-    reached = []
+    reached: list[bool] = []
     with pytest.raises(KeyboardInterrupt), interrupted_at_end():
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
-        reached.append(True)
+        press(2, reached)
     assert not reached
 
 
