@@ -412,3 +412,30 @@ def test_a_task_without_validation_is_refused_with_the_remedy(trained):
     with pytest.raises(ConfigError, match="'quantize'") as caught:
         apply(task.model, TrainQuantized(), context_of(task))
     assert "qat" in caught.value.where
+
+
+@pytest.mark.parametrize("learned_scales", [False, True])
+def test_an_interrupted_training_goes_on_to_the_same_weights(trained, tmp_path, learned_scales):
+    step = TrainQuantized(
+        epochs=3, learning_rate=0.01, observer="minmax", n_samples=8,
+        learned_scales=learned_scales, freeze_observers_at=0.8,
+    )  # fmt: skip
+
+    def run(folder, stop_at: int = 10**9) -> dict[str, Tensor]:
+        calls = []
+
+        def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+            calls.append(1)
+            if len(calls) == stop_at:
+                raise KeyboardInterrupt
+            return nn.functional.cross_entropy(outputs, targets)
+
+        task = task_of(copy.deepcopy(trained), loss=loss)
+        changed = apply(task.model, step, context_of(task, checkpoints=folder))
+        return changed.model.quantized.folded.state_dict()
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", stop_at=20)  # of 8 steps an epoch: in the third
+    resumed = run(tmp_path / "cut", stop_at=9)  # one epoch is left: stops if it begins anew
+    assert all(torch.equal(a, b) for a, b in zip(whole.values(), resumed.values(), strict=True))
