@@ -418,7 +418,9 @@ def _score_files(
         error = None
         if exported.quantization == "one":
             batches = (stored for stored, _ in recorder.calls)
-            error = quantization_error(task, batches, joined_expected, inputs, outputs)
+            error = quantization_error(
+                exported.reference, batches, joined_expected, inputs, outputs
+            )
         limit = engine_limit(exported.graph, error)
     agreement = compare("executorch", "litert", joined_got, joined_expected, limit=limit)
     return scores, [replace(agreement, reference="litert, whole test set")], recorder

@@ -59,6 +59,7 @@ Progress = Callable[[float, str], None]  # share done in [0, 1], what is being d
 class Exported:
     """The lowered files with what was proved about them.
 
+    `reference` is the float model that was quantized: the task's, or what training made of it.
     `golden_inputs` and `golden_outputs` are raw arrays of the `.tflite`, (n, ...) each.
     """
 
@@ -68,6 +69,7 @@ class Exported:
     inputs: tuple[IoSpec, ...]
     outputs: tuple[IoSpec, ...]
     structure: Structure
+    reference: nn.Module
     quantization: Literal["one", "separate", "none"]
     agreements: tuple[Agreement, ...]
     golden_inputs: Mapping[str, npt.NDArray[Any]]
@@ -103,8 +105,10 @@ def export(
     structure, output_names, output_shapes = describe_outputs(task.model, examples)
     samples = calibration_samples(task, step.n_samples)
     quantizer = None
+    reference = task.model
     if quantized is not None:
         quantizer = quantized.quantizer
+        reference = reference if quantized.reference is None else quantized.reference
         with quiet():  # a copy of a graph warns of what PyTorch itself does
             folded, unfolded = copy.deepcopy((quantized.folded, quantized.unfolded))
     else:
@@ -135,7 +139,7 @@ def export(
     raw_inputs = stored_inputs(samples[:N_VERIFIED], inputs)
     needs_tflm = any(runtime.name in ("tflm", "c") for runtime in target.runtimes)
     agreements, raw_outputs = _agree(
-        task, tflite, pte, graph, folded, raw_inputs, inputs, outputs, needs_tflm=needs_tflm
+        reference, tflite, pte, graph, folded, raw_inputs, inputs, outputs, needs_tflm=needs_tflm
     )
     progress(1.0, "exported")
     return Exported(
@@ -145,6 +149,7 @@ def export(
         inputs=inputs,
         outputs=outputs,
         structure=structure,
+        reference=reference,
         quantization="one" if quantizer is not None else "none",
         agreements=agreements,
         golden_inputs=_golden(inputs, raw_inputs),
@@ -291,7 +296,7 @@ def stored_outputs(
 
 
 def quantization_error(
-    task: Task,
+    model: nn.Module,
     batches: Iterable[Sequence[npt.NDArray[Any]]],
     raw: Sequence[npt.NDArray[Any]],
     inputs: Sequence[IoSpec],
@@ -300,12 +305,12 @@ def quantization_error(
     """Compare quantized outputs with those of the float model, rounded to the same codes.
 
     Args:
-        task: Brings the float model.
+        model: The float model: `Exported.reference`.
         batches: Inputs as the `.tflite` takes them; one array (batch, ...) per input in each.
         raw: The quantized outputs for all of them, (n, ...) each.
         inputs, outputs: How the file stores them.
     """
-    predict = float_predict(task.model)
+    predict = float_predict(model)
     results = [
         torch.utils._pytree.tree_leaves(predict(*float_inputs(stored, inputs)))
         for stored in batches
@@ -315,7 +320,7 @@ def quantization_error(
 
 
 def _agree(
-    task: Task,
+    reference_model: nn.Module,
     tflite: bytes,
     pte: bytes | None,
     graph: Graph,
@@ -347,7 +352,7 @@ def _agree(
     error = None
     if is_quantized:
         singles = ([a[i : i + 1] for a in stored] for i in range(len(real[0])))
-        error = quantization_error(task, singles, simulated, inputs, outputs)
+        error = quantization_error(reference_model, singles, simulated, inputs, outputs)
     limit = engine_limit(graph, error)
     found = []
     if pte is not None:

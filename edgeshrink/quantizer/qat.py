@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
@@ -18,6 +19,7 @@ from edgeshrink.quantizer.fake_quantize import (
     bound_mean_scales,
     fake_quantizers,
     freeze,
+    quantizer_of,
     snap_constants,
     weighted_nodes,
 )
@@ -27,26 +29,34 @@ from edgeshrink.quiet import quiet
 N_OBSERVATIONS: Final = 8  # of activation ranges, were they never frozen
 
 
-class QuantizedModel(nn.Module):
-    """A quantized graph as a module: any batch, the user's structure of outputs.
+class GraphModel(nn.Module):
+    """A graph as a module: any batch, the user's structure of outputs, nothing to train."""
 
-    In eval mode it computes what `quantized.folded` computes, bit for bit, and faster.
+    def __init__(self, body: fx.GraphModule, *, any_batch: bool) -> None:
+        super().__init__()
+        self.body, self.any_batch = body, any_batch
+        self.requires_grad_(False)
+        self.eval()
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """Return the outputs for a batch."""
+        return _run(self.body, inputs, any_batch=self.any_batch)
+
+
+class QuantizedModel(GraphModel):
+    """A quantized graph as a module.
+
+    It computes what `quantized.folded` computes, bit for bit, and faster.
     """
 
     def __init__(self, body: fx.GraphModule, *, any_batch: bool, quantized: Quantized) -> None:
-        super().__init__()
-        self.body, self.any_batch = body, any_batch
+        super().__init__(body, any_batch=any_batch)
         self._quantized = (quantized,)  # a tuple: its graphs are no submodules
-        self.requires_grad_(False)
 
     @property
     def quantized(self) -> Quantized:
         """The quantization, as `exporting.export` takes it."""
         return self._quantized[0]
-
-    def forward(self, *inputs: Tensor) -> Any:
-        """Return the outputs for a batch."""
-        return _run(self.body, inputs, any_batch=self.any_batch)
 
 
 class TrainableQuantized(nn.Module):
@@ -158,6 +168,7 @@ class TrainableQuantized(nn.Module):
         with quiet():
             again = copy.deepcopy(self)
         frozen, _, quantizer = again._sources
+        reference = GraphModel(_without_quantizers(frozen), any_batch=self.any_batch)
         with torch.no_grad():
             for node in weighted_nodes(frozen):
                 weight = constant_of(frozen, operand(operand(node, 1), 0))
@@ -171,8 +182,22 @@ class TrainableQuantized(nn.Module):
             snap_constants(frozen)
         with quiet():
             quantized = convert(copy.deepcopy(frozen), quantizer)
+        quantized = replace(quantized, reference=reference)
         body = fx.GraphModule(frozen, frozen.graph)
-        return QuantizedModel(body, any_batch=self.any_batch, quantized=quantized).eval()
+        return QuantizedModel(body, any_batch=self.any_batch, quantized=quantized)
+
+
+def _without_quantizers(frozen: fx.GraphModule) -> fx.GraphModule:
+    """Return a copy of the graph in float."""
+    with quiet():
+        plain = copy.deepcopy(fx.GraphModule(frozen, frozen.graph))
+    for node in list(plain.graph.nodes):
+        if quantizer_of(plain, node) is not None:
+            node.replace_all_uses_with(operand(node, 0))
+            plain.graph.erase_node(node)
+    plain.delete_all_unused_submodules()
+    plain.recompile()
+    return plain
 
 
 def _make_trainable(graph_module: fx.GraphModule) -> None:

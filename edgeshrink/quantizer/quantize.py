@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from edgeshrink.errors import ModelError
@@ -27,11 +27,13 @@ class Quantized:
 
     - `unfolded`: weights are float with quantize/dequantize pairs (litert-torch wants them so);
     - `folded`: weights are int8 (ExecuTorch wants them so).
+    - `reference`: what was quantized, in float; None: the model that the graph was traced from.
     """
 
     quantizer: Int8Quantizer
     unfolded: fx.GraphModule
     folded: fx.GraphModule
+    reference: nn.Module | None = None
 
 
 def quantize(

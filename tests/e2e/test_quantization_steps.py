@@ -71,6 +71,8 @@ def test_trained_quantization_becomes_two_equal_files_that_are_no_worse(digits, 
     )  # fmt: skip
     result = exported_with(digits, step, quantized=changed.model.quantized)
     assert result.quantization == "one"
+    assert result.reference is changed.model.quantized.reference
+    assert result.reference is not digits.model
     assert {a.engine: a.largest for a in result.agreements}["executorch"] == 0
     images = np.concatenate([inputs[0] for inputs, _ in digits.data["test"]])
     one, other = raw_outputs(result, images)

@@ -159,6 +159,20 @@ def test_before_training_it_is_post_training_quantization(trained):
         assert all(torch.equal(plain(*x), result(*x)) for x in samples)
 
 
+def test_reference_is_what_was_trained_without_quantization(trained):
+    x = torch.from_numpy(digits_like(40, 7)[0])
+    model = trainable(trained)
+    with torch.no_grad():
+        start = model.finish().quantized.reference(x)
+        assert torch.allclose(start, trained(x), atol=1e-5)
+        with torch.enable_grad():
+            _steps(model, 8)
+        result = model.finish()
+        reference, got = result.quantized.reference(x), result(x)
+    assert not torch.allclose(reference, trained(x), atol=1e-2)
+    assert float((got - reference).square().mean()) < 0.01 * float(reference.var())
+
+
 def test_weights_are_symmetric_per_channel_and_norms_are_folded(trained):
     body = trainable(trained).body
     assert not any("norm" in str(n.target) for n in body.graph.nodes)
