@@ -16,6 +16,7 @@ import numpy.typing as npt
 from edgeshrink.artifact import IoSpec
 from edgeshrink.budget import Budget
 from edgeshrink.codegen import Generated, Golden, generate
+from edgeshrink.costs.firmware import STACK_BYTES
 from edgeshrink.emulation import emulate_firmware
 from edgeshrink.errors import BudgetError, ConfigError, ModelError
 from edgeshrink.graph import Graph, layer_name
@@ -33,7 +34,6 @@ from edgeshrink.target import Target
 from edgeshrink.toolchain import CORES, compile_elf
 
 N_GOLDEN: Final = 8
-STACK_BYTES: Final = 1024  # left for the stack when kernels are chosen; the real one is measured
 MODEL: Final = "model.tflite"
 SUMMARY: Final = "compiled.json"
 ELF: Final = "model.elf"

@@ -41,6 +41,7 @@ class Prune:
 
     ratio: float = 0.0  # share of the channels to remove; 0: as `macs` says
     macs: float = 0.0  # share of the multiply-accumulates to keep; 0: as `ratio` says
+    keep: tuple[str, ...] = ()  # "layer=channels": what these keep, and others all; else as above
     importance: Importance = "magnitude"
     scope: Scope = "global"
     keep_multiple: int = 8  # channel counts stay divisible by this where they can
@@ -242,8 +243,14 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def _check_step(step: Step, entry: Table) -> None:
-    if isinstance(step, Prune) and (step.ratio > 0) == (step.macs > 0):
-        raise entry.error("ratio", "and macs say both or nothing", "give exactly one of them")
+    if isinstance(step, Prune):
+        if (step.ratio > 0) + (step.macs > 0) + bool(step.keep) != 1:
+            fix = "give exactly one of ratio, macs and keep"
+            raise entry.error("ratio", "and macs say both or nothing", fix)
+        try:
+            kept_channels(step)
+        except ValueError as err:
+            raise entry.error("keep", str(err), 'write "layer=channels" for each once') from err
     if isinstance(step, Sparsify) and (step.n or step.m) and not 0 < step.n < step.m:
         raise entry.error("n", f"is {step.n} of m = {step.m}", "keep fewer than m, at least one")
     if isinstance(step, Finetune):
@@ -255,6 +262,19 @@ def _check_step(step: Step, entry: Table) -> None:
                 raise entry.error("features", f"holds {pair!r}", fix)
     if isinstance(step, TrainQuantized) and step.epochs < 1:
         raise entry.error("epochs", "is 0", 'use step = "quantize" for no training')
+
+
+def kept_channels(step: Prune) -> dict[str, int]:
+    """Return how many channels each layer of `keep` keeps; ValueError says what is wrong."""
+    found: dict[str, int] = {}
+    for pair in step.keep:
+        layer, _, count = pair.rpartition("=")
+        if not layer or not count.isdecimal() or int(count) < 1:
+            raise ValueError(f"holds {pair!r}")
+        if layer in found:
+            raise ValueError(f"names {layer!r} twice")
+        found[layer] = int(count)
+    return found
 
 
 def _check_order(step: Step, before: Sequence[Step], entry: Table, word: str) -> None:

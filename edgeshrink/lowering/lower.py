@@ -44,6 +44,7 @@ def lower(
     *,
     optimize: Optimize = "latency",
     ram_limit_bytes: int | None = None,
+    arena_seconds: float = 5.0,
 ) -> Lowered:
     """Choose a kernel for every operator, order the operators, and plan the memory.
 
@@ -54,6 +55,7 @@ def lower(
             `flash` those that add the fewest bytes, unless a byte saves `CYCLES_PER_BYTE` cycles.
         ram_limit_bytes: Arena and state must fit where they can: kernels at the peak of memory
             give way to smaller ones until they do.
+        arena_seconds: Spent on proving the arena's size at most; 0: greedy placements alone.
 
     Raises:
         ModelError: an operator, type or version is not supported (index, kind, layer, remedy).
@@ -66,9 +68,9 @@ def lower(
     order = _order(graph, main)
     options = {op.index: _variants(graph, op, folders) for op in graph.ops}
     chosen = _choose(options, optimize, graph)
-    lowered = _planned(graph, order, init_ops, chosen, optimize)
+    lowered = _planned(graph, order, init_ops, chosen, optimize, arena_seconds)
     if optimize == "ram":
-        return _faster(graph, order, init_ops, chosen, options, lowered)
+        return _faster(graph, order, init_ops, chosen, options, lowered, arena_seconds)
     if ram_limit_bytes is None:
         return lowered
     smallest = _choose(options, "ram", graph)
@@ -77,7 +79,7 @@ def lower(
             break
         if chosen[op.index] is not smallest[op.index]:
             chosen[op.index] = smallest[op.index]
-            lowered = _planned(graph, order, init_ops, chosen, optimize)
+            lowered = _planned(graph, order, init_ops, chosen, optimize, arena_seconds)
     return lowered
 
 
@@ -88,6 +90,7 @@ def _faster(
     chosen: dict[int, Variant],
     options: Mapping[int, tuple[Variant, ...]],
     lowered: Lowered,
+    arena_seconds: float,
 ) -> Lowered:
     """Return the plan with the fastest kernels that leave the arena as small as it is.
 
@@ -99,7 +102,7 @@ def _faster(
                 break
             before = chosen[op.index]
             chosen[op.index] = variant
-            other = _planned(graph, order, init_ops, chosen, "ram")
+            other = _planned(graph, order, init_ops, chosen, "ram", arena_seconds)
             if other.arena.n_bytes <= lowered.arena.n_bytes:
                 lowered = other
                 break
@@ -256,6 +259,7 @@ def _planned(
     init_ops: Sequence[int],
     chosen: Mapping[int, Variant],
     optimize: Optimize,
+    arena_seconds: float,
 ) -> Lowered:
     init = [op for op in graph.ops if op.index in init_ops]
     roots = _roots([chosen[op.index] for op in graph.ops], len(graph.tensors))
@@ -263,7 +267,7 @@ def _planned(
     steps = [*init, *order]
     blocks, lives = _blocks(graph, steps, len(init), roots, state.offsets, chosen)
     overlaps = _overlaps(graph, steps, roots, lives, chosen)
-    plan = plan_arena(tuple(blocks), tuple(overlaps))
+    plan = plan_arena(tuple(blocks), tuple(overlaps), time_limit_s=arena_seconds)
     places: dict[int, Place] = {}
     for tensor in graph.tensors:
         root = roots[tensor.index]
