@@ -259,7 +259,7 @@ def _planned(
     init_ops: Sequence[int],
     chosen: Mapping[int, Variant],
     optimize: Optimize,
-    arena_seconds: float,
+    arena_seconds: float = 5.0,
 ) -> Lowered:
     init = [op for op in graph.ops if op.index in init_ops]
     roots = _roots([chosen[op.index] for op in graph.ops], len(graph.tensors))

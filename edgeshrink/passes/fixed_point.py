@@ -40,11 +40,10 @@ def round_away(real: float) -> int:
     return int(math.copysign(math.floor(abs(real) + 0.5), real))
 
 
-def quantize_multiplier(real: float) -> tuple[int, int]:
-    """Return (multiplier, shift): real = multiplier * 2^(shift - 31), 2^30 <= |multiplier| < 2^31.
+def mantissa_and_shift(real: float) -> tuple[int, int]:
+    """Return (multiplier, shift) of real = multiplier * 2^(shift - 31).
 
-    Numbers below 2^-32 are (0, 0), positive ones too large saturate at shift 30, as in TFLite's
-    `QuantizeMultiplier`.
+    2^30 <= |multiplier| < 2^31, or both are 0.
     """
     if real == 0:
         return 0, 0
@@ -52,6 +51,15 @@ def quantize_multiplier(real: float) -> tuple[int, int]:
     multiplier = round_away(fraction * 2**31)
     if abs(multiplier) == 2**31:
         multiplier, shift = multiplier // 2, shift + 1
+    return multiplier, shift
+
+
+def quantize_multiplier(real: float) -> tuple[int, int]:
+    """Return `mantissa_and_shift` of a factor that int32 can apply, as TFLite's function does.
+
+    Numbers below 2^-32 are (0, 0), positive ones too large saturate at shift 30.
+    """
+    multiplier, shift = mantissa_and_shift(real)
     if shift > 30:
         return INT32_MAX, 30
     return (0, 0) if shift < -31 else (multiplier, shift)

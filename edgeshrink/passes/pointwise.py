@@ -21,6 +21,7 @@ from edgeshrink.passes.fixed_point import (
     activation_range,
     constant_of,
     logistic,
+    mantissa_and_shift,
     multiply,
     quantize_multiplier,
     round_away,
@@ -232,7 +233,7 @@ def _abs(_: Op, x: Tensor, y: Tensor) -> Ints:
 def _sigmoid(op: Op, x: Tensor, _: Tensor) -> Ints:
     """LOGISTIC and TANH in Q4.27. Their outputs have the one scale that the kernels know."""
     x_scale = _scale(x)
-    factor = quantize_multiplier(float(x_scale) * 2**27)
+    factor = mantissa_and_shift(float(x_scale) * 2**27)
     radius = math.floor(15 * 2**27 / 2 ** factor[1])  # from here on the function is saturated
     shifted = STORED - zero_of(x)
     q4 = multiply(np.clip(shifted, -radius, radius), factor)

@@ -19,6 +19,7 @@
 #define ES_ALIGN(n) _Alignas(n)
 #endif
 #define ES_NOINLINE __attribute__((noinline))
+#define ES_UNUSED __attribute__((unused)) /* gcc counts a naked function's parameters so */
 
 /* The compiler's own: a few bytes become a load and a store, more a call of memcpy or memset. */
 #define es_copy(to, from, n_bytes) ((void)__builtin_memcpy((to), (from), (size_t)(n_bytes)))

@@ -17,16 +17,19 @@
 #if defined(__ARM_FEATURE_SIMD32)
 #include <arm_acle.h>
 
+/* Both compilers know this as a rotation; gcc's arm_acle.h has no __ror. */
+static inline uint32_t es_ror8(int32_t x) { return ((uint32_t)x >> 8) | ((uint32_t)x << 24); }
+
 static inline int32_t es_smlad(int32_t a, int32_t b, int32_t sum) { return __smlad(a, b, sum); }
 static inline int32_t es_sxtb16(int32_t x) { return (int32_t)__sxtb16((int8x4_t)x); }
 static inline int32_t es_sxtb16_ror8(int32_t x) {
-  return (int32_t)__sxtb16((int8x4_t)__ror((uint32_t)x, 8));
+  return (int32_t)__sxtb16((int8x4_t)es_ror8(x));
 }
 static inline int32_t es_sxtab16(int32_t a, int32_t x) {
   return (int32_t)__sxtab16((int16x2_t)a, (int8x4_t)x);
 }
 static inline int32_t es_sxtab16_ror8(int32_t a, int32_t x) {
-  return (int32_t)__sxtab16((int16x2_t)a, (int8x4_t)__ror((uint32_t)x, 8));
+  return (int32_t)__sxtab16((int16x2_t)a, (int8x4_t)es_ror8(x));
 }
 static inline int32_t es_sadd16(int32_t a, int32_t b) {
   return (int32_t)__sadd16((int16x2_t)a, (int16x2_t)b);

@@ -33,7 +33,8 @@
 
 /* a0 columns, a1 their end, a2 weights, t0 to t3 values, t4 and t5 weights, t6 and a3 products. */
 __attribute__((naked, noinline)) static const int32_t *es_four_filters(
-    const int8_t *columns, const int8_t *end, const int32_t *stream, int32_t *sums) {
+    const int8_t *columns ES_UNUSED, const int8_t *end ES_UNUSED,
+    const int32_t *stream ES_UNUSED, int32_t *sums ES_UNUSED) {
   __asm__(
       "addi sp, sp, -64\n"
       "sw s0, 0(sp)\n sw s1, 4(sp)\n sw s2, 8(sp)\n sw s3, 12(sp)\n"

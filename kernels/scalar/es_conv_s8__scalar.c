@@ -38,8 +38,8 @@
 /* r0 columns, r1 stream, r2 flags, r3 four weights, r4 one of them, r5 to r7 values; r12 and lr are
  * the sums S of two pixels each; r8 and r10 the sums of S, r9 and r11 those of H. */
 __attribute__((naked, noinline)) static void es_filters(
-    const int32_t *columns, const int32_t *stream, es_four *four, int8_t *y, const int32_t *end,
-    const int8_t *y_end) {
+    const int32_t *columns ES_UNUSED, const int32_t *stream ES_UNUSED, es_four *four ES_UNUSED,
+    int8_t *y ES_UNUSED, const int32_t *end ES_UNUSED, const int8_t *y_end ES_UNUSED) {
   __asm__(
       ES_ENTER
       "5:\n ldr r0, [sp]\n ldr r1, [sp, #4]\n"

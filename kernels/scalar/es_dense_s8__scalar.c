@@ -29,7 +29,8 @@
 /* r0 x, r1 and r3 to r5 four values, r2 the stream, r6 four weights, r7 one of them; r8 to r11
  * sums, r12 the end of x. */
 __attribute__((naked, noinline)) static const int32_t *es_dot_four(
-    const int8_t *x, const int8_t *end, const int32_t *stream, int32_t *sums) {
+    const int8_t *x ES_UNUSED, const int8_t *end ES_UNUSED, const int32_t *stream ES_UNUSED,
+    int32_t *sums ES_UNUSED) {
   __asm__(
       ES_ENTER
       "mov r12, r1\n"

@@ -43,8 +43,9 @@ typedef struct {
 /* r0 x, r1 w, r2 a weight, r3 a value, r4 to r7 the offsets, r8 to r11 sums, r12 from tap to tap,
  * lr the end of w. */
 __attribute__((naked, noinline)) static void es_channels(
-    const int8_t *x, const int8_t *w, es_windows *windows, int8_t *y, const int8_t *y_end,
-    int32_t line, int32_t k_w, const int8_t *row_end, int32_t step) {
+    const int8_t *x ES_UNUSED, const int8_t *w ES_UNUSED, es_windows *windows ES_UNUSED,
+    int8_t *y ES_UNUSED, const int8_t *y_end ES_UNUSED, int32_t line ES_UNUSED,
+    int32_t k_w ES_UNUSED, const int8_t *row_end ES_UNUSED, int32_t step ES_UNUSED) {
   __asm__(
       ES_ENTER
       "5:\n ldr r0, [sp]\n ldr r1, [sp, #4]\n ldr r2, [sp, #8]\n"

@@ -15,6 +15,7 @@ from torch import nn
 from edgeshrink.artifact import read_artifact
 from edgeshrink.budget import Budget
 from edgeshrink.build import build, exceeded_limits, unchecked_limits
+from edgeshrink.errors import BudgetError
 from edgeshrink.profile import Figure, Overrun, Profile, exact
 from edgeshrink.recipe import Quantize, Recipe
 from edgeshrink.target import load_target
@@ -305,16 +306,18 @@ def test_a_float_recipe_keeps_the_model_as_it_is(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_microcontroller_gets_a_tflite_alone_and_no_claim_about_firmware(tmp_path):
+def test_a_microcontroller_gets_a_firmware_that_is_scored_and_held_to_every_limit(tmp_path):
     torch.manual_seed(0)
-    task = untrained_task(Audio(), (1, 400))
-    budget = Budget(ram_bytes=1, flash_bytes=1, latency_ms=1e-9, accuracy_drop=0.04)
-    out = tmp_path / "out"
-    built = build(task, load_target("nucleo-l4r5zi"), recipe=Recipe(), budget=budget, out=out)
-    assert {p.name for p in out.iterdir()} == FILES - {"model.pte"}
-    assert built.scores.keys() == {"float", "tflite"}
-    assert not {"ram_bytes", "flash_bytes", "latency_ms"} & set(built.profile.figures)
-    assert built.unchecked == ("flash", "ram", "latency")
+    task, target = untrained_task(Audio(), (1, 400)), load_target("nucleo-l4r5zi")
+    out, recipe = tmp_path / "out", Recipe()
+    built = build(task, target, recipe=recipe, budget=Budget(accuracy_drop=0.1), out=out)
+    assert {p.name for p in out.iterdir()} == FILES - {"model.pte"} | {"firmware"}
+    assert built.scores.keys() == {"float", "tflite", "c"}
+    assert {"ram_bytes", "flash_bytes", "latency_ms", "stack_bytes"} <= set(built.profile.figures)
+    assert built.unchecked == ()
+    for limit in ({"ram_bytes": 1}, {"flash_bytes": 1}, {"latency_ms": 1e-9}):
+        with pytest.raises(BudgetError, match="rejected"):
+            build(task, target, recipe=recipe, budget=Budget(**limit), out=out)
 
 
 @pytest.mark.slow

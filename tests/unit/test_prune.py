@@ -641,7 +641,7 @@ def test_digits_with_half_the_macs_recover_and_still_score_in_int8(repo):
     train(task, seed=0)
     before = score(task, float_predict(task.model), "validation")
     step = Prune(
-        macs=0.5, importance="taylor", scope="layer", keep_multiple=4, epochs=2, learning_rate=5e-3
+        macs=0.5, importance="taylor", scope="layer", keep_multiple=4, epochs=10, learning_rate=5e-3
     )
     changed = apply(task.model, step, context_of(task))
     (example,) = task.example_inputs
@@ -656,4 +656,4 @@ def test_digits_with_half_the_macs_recover_and_still_score_in_int8(repo):
         predict = tflite_predict(runner, files[1].inputs, files[1].outputs, files[1].structure)
         after = score(task, predict, "validation")
     assert before > 0.95
-    assert after >= before - 0.05, "two epochs are 38 batches"
+    assert after >= before - 0.05
