@@ -72,13 +72,13 @@ def command(
     """
     from edgeshrink.budget import parse_budget
     from edgeshrink.errors import ConfigError
-    from edgeshrink.recipe import Recipe, read_recipe
+    from edgeshrink.recipe import read_recipe
     from edgeshrink.target import load_target
 
     # Nothing heavy is imported before the target and the options are known to be good.
     target = load_target(target_name)
     asked = parse_budget(budget_text)
-    recipe = Recipe() if recipe_path is None else read_recipe(recipe_path)
+    recipe = None if recipe_path is None else read_recipe(recipe_path)
 
     if calibration is not None and Path(task_spec).suffix != ".pt2":
         fix = "leave it out: a task brings its own calibration split"
@@ -96,11 +96,11 @@ def command(
             seed=seed,
         )
         with quiet():  # what PyTorch says while it is imported
-            from edgeshrink.build import build
+            from edgeshrink.outlook import build_to_fit
 
         report("loading", 1.0, "")
         folder = out or Path("build") / f"{task.name}-{target.name}"
-        built = build(
+        built = build_to_fit(
             task,
             target,
             recipe=recipe,

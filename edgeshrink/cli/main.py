@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "targets": "edgeshrink.cli.targets",
     "init": "edgeshrink.cli.init",
     "build": "edgeshrink.cli.build",
+    "plan": "edgeshrink.cli.plan",
     "profile": "edgeshrink.cli.profile",
     "compile": "edgeshrink.cli.compile",
 }
@@ -30,6 +31,7 @@ SUMMARIES: Final = {
     "targets": "List the devices, or all facts of one with their sources.",
     "init": "Write a working task to start from.",
     "build": "Compress a model until it fits a device, and prove it.",
+    "plan": "Say what it would take to make a model fit, before any training.",
     "profile": "Say what a model file or a firmware costs on a device.",
     "compile": "Turn a quantized .tflite into plain C for a microcontroller.",
 }

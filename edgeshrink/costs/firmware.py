@@ -114,7 +114,7 @@ def code_bytes(lowered: Lowered, rates: Mapping[str, Any]) -> int:
             needs |= set(entry["needs"])
             kernels[call.function] = entry["bytes"] + entry["slope"] * estimate
     total += sum(kernels.values()) + sum(rates["runtime"][name] for name in needs)
-    return int(round(total))
+    return round(float(total))
 
 
 def constant_bytes(lowered: Lowered) -> int:

@@ -212,6 +212,7 @@ class _Sketcher:
         data: npt.NDArray[Any] | None = None,
     ) -> int:
         index = len(self.tensors)
+        data = None if data is None else np.ascontiguousarray(data)  # kernels reinterpret bytes
         self.tensors.append(
             Tensor(
                 index=index, name=name, shape=tuple(int(s) for s in shape), dtype=dtype,

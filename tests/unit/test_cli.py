@@ -147,7 +147,7 @@ def test_a_missing_extra_ends_with_5_and_the_install_line(tmp_path):
     ("arguments", "said"),
     [
         (["targts"], "No such command 'targts'; did you mean 'targets'?"),
-        (["xyz"], "No such command 'xyz'; known: build, compile, init, profile, targets"),
+        (["xyz"], "No such command 'xyz'; known: build, compile, init, plan, profile, targets"),
         (["--jsn"], "No such option '--jsn'"),
         (["build"], "Missing option '--target'"),
         (["build", "--tarjet", "rpi4"], "--target"),
