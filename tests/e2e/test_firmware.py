@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from edgeshrink.firmware import (
 from edgeshrink.graph_reader import read_graph
 from edgeshrink.profile import Profile
 from edgeshrink.target import load_target
+from edgeshrink.toolchain import CORES
 from tests.e2e.commands import run
 from tests.tiny_models import add_float, fully_connected
 
@@ -180,6 +182,21 @@ def test_mlperf_tiny_models_give_the_oracle_s_bits_on_every_core(
         for i in range(3):
             got = runner.run(*(a[i] for a in samples))
             assert np.array_equal(got[0].reshape(expected[0][i].shape), expected[0][i])
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+@pytest.mark.parametrize("target", ["rp2040", "nucleo-l4r5zi"])
+@pytest.mark.parametrize("plan", ["latency", "flash"])
+def test_gcc_s_firmware_gives_the_same_bits(shared_dir, tmp_path, target, plan):
+    device = load_target(target)
+    if shutil.which(CORES[device.cpu.core].gcc) is None:
+        pytest.skip(f"needs {CORES[device.cpu.core].gcc}")
+    data = (shared_dir / "models" / "mlperf_kws_dscnn_int8.tflite").read_bytes()
+    firmware = compile_firmware(
+        data, device, tmp_path, name="kws", optimize=plan, compiler="gcc"
+    )  # checks the golden samples
+    assert firmware.elf is not None
 
 
 def _plan(path: Path, plan: str) -> Profile:
