@@ -32,6 +32,8 @@ from edgeshrink.costs.firmware import (
     cycles_key,
     estimated_cycles,
     family,
+    outputs_of,
+    step_cycles,
 )
 from edgeshrink.emulation import emulate_firmware
 from edgeshrink.errors import EdgeshrinkError
@@ -156,14 +158,14 @@ def run(name: str, graph: Graph, core: str, optimize: str) -> Run:
 def fit(runs: Sequence[Run], kernels: dict[str, Any], runtime: dict[str, int]) -> dict[str, Any]:
     """Return the figures of one core and one flag."""
     points: dict[str, list[tuple[float, int]]] = defaultdict(list)
-    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    seen: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
     stack: dict[str, int] = {}
     for r in runs:
         for step in r.lowered.steps:
             if step.variant.calls and step.op in r.cycles:
-                pair = sums[cycles_key(step)]
-                pair[0] += r.cycles[step.op]
-                pair[1] += estimated_cycles(r.lowered.graph, step)
+                graph = r.lowered.graph
+                row = estimated_cycles(graph, step), outputs_of(graph, step), r.cycles[step.op]
+                seen[cycles_key(step)].append(row)
             for call in step.variant.calls:
                 name = family(step, call)
                 stack[name] = min(r.stack, stack.get(name, r.stack))
@@ -177,12 +179,12 @@ def fit(runs: Sequence[Run], kernels: dict[str, Any], runtime: dict[str, int]) -
         kernels[name] = {
             "bytes": round(float((y - slope * x).mean()), 1), "slope": round(slope, 4), "needs": []
         }  # fmt: skip
-    total = sum(measured for measured, _ in sums.values())
+    every = np.array([row for found in seen.values() for row in found])
     rates: dict[str, Any] = {
         "kernels": kernels, "runtime": runtime, "fixed": 0.0, "per_op": 0.0,
         "stack": stack, "stack_least": min(stack.values()), "stack_else": max(stack.values()),
-        "cycles": {k: round(a / b, 4) for k, (a, b) in sorted(sums.items())},
-        "cycles_else": round(total / sum(b for _, b in sums.values()), 4),
+        "cycles": {k: cycles_line(found) for k, found in sorted(seen.items())},
+        "cycles_else": round(float(every[:, 2].sum() / every[:, 0].sum()), 4),
     }  # fmt: skip
     rows = []
     for r in runs:
@@ -194,16 +196,28 @@ def fit(runs: Sequence[Run], kernels: dict[str, Any], runtime: dict[str, int]) -
     return rates | {"fixed": round(float(fixed), 1), "per_op": round(float(per_op), 2)}
 
 
+def cycles_line(rows: Sequence[tuple[float, float, float]]) -> list[float]:
+    """Return the factor on the estimate, and cycles for every output besides.
+
+    Shares of the cycles are fitted; a line only where networks differ, and none that falls.
+    """
+    estimates, outputs, measured = np.array(rows, float).T
+    ratios = estimates / outputs
+    if ratios.max() > 1.2 * ratios.min():
+        table = np.stack([estimates, outputs], axis=1) / measured[:, None]
+        (factor, per_output), *_ = np.linalg.lstsq(table, np.ones(len(measured)), rcond=None)
+        if factor > 0 and (factor * estimates + per_output * outputs > 0).all():
+            return [round(float(factor), 4), round(float(per_output), 3)]
+    return [round(float(measured.sum() / estimates.sum()), 4), 0.0]
+
+
 def errors(runs: Sequence[Run], kernels: dict[str, Any], runtime: dict[str, int]) -> list[Any]:
     """Return (network, errors of code, stack, cycles) of each, with the figures of the others."""
     found = []
     for left_out in runs:
         rates = fit([r for r in runs if r.network != left_out.network], kernels, runtime)
         graph, steps = left_out.lowered.graph, left_out.lowered.steps
-        cycles = sum(
-            rates["cycles"].get(cycles_key(s), rates["cycles_else"]) * estimated_cycles(graph, s)
-            for s in steps if s.variant.calls
-        )  # fmt: skip
+        cycles = sum(step_cycles(graph, step, rates) for step in steps)
         stack = max(
             rates["stack"].get(family(s, c), rates["stack_else"])
             for s in steps for c in s.variant.calls

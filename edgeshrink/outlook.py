@@ -218,6 +218,10 @@ def build_to_fit(
         progress("checking", 0.0, "")
         check_exportable(task, Quantize())
         claim_folder(checkpoints, {"task": task.name, "seed": str(seed), "target": target.name})
+        plan_task(
+            task, target, budget, optimize=optimize, threads=threads, seed=seed,
+            progress=lambda share, detail: progress("planning", share, detail),
+        )  # fmt: skip  # raises where nothing can fit, before anything is trained
         train(
             task, seed=seed, checkpoints=checkpoints / "float",
             progress=lambda share, detail: progress("training", share, detail),

@@ -145,8 +145,14 @@ def step_cycles(graph: Graph, step: Step, rates: Mapping[str, Any]) -> float:
     """Return an operator's cycles: the lowering's estimate, corrected."""
     if not step.variant.calls:
         return 0.0
-    factor = rates["cycles"].get(cycles_key(step), rates["cycles_else"])
-    return float(factor * estimated_cycles(graph, step))
+    factor, per_output = rates["cycles"].get(cycles_key(step), (rates["cycles_else"], 0.0))
+    return float(factor * estimated_cycles(graph, step) + per_output * outputs_of(graph, step))
+
+
+def outputs_of(graph: Graph, step: Step) -> int:
+    """Return how many values an operator gives."""
+    sizes = [graph.tensors[i].shape for i in graph.ops[step.op].outputs]
+    return int(sum(np.prod(size, dtype=np.int64) for size in sizes))
 
 
 def cycles_key(step: Step) -> str:

@@ -396,7 +396,7 @@ class _Search:
         reasons = []
         if not narrowed:
             reasons.append("quantized as it is: no channel has to go" if not overruns
-                           else "quantized as it is: too large")  # fmt: skip
+                           else "quantized as it is: not enough")  # fmt: skip
         for over in overruns:
             reasons.append(
                 f"{over.what} {_number(over.need)} {over.unit} exceeds {_number(over.limit)}"

@@ -1,0 +1,162 @@
+"""What a build without a recipe tries, in which order, and what it leaves when all of it misses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edgeshrink import outlook
+from edgeshrink.budget import Budget
+from edgeshrink.errors import BudgetError
+from edgeshrink.outlook import build_to_fit, plan_task
+from edgeshrink.recipe import Prune, Recipe, TrainQuantized, kept_channels
+from edgeshrink.target import load_target
+from edgeshrink.task import ArraySplit, Task
+
+TARGET = load_target("rp2040")
+TIGHT = Budget(flash_bytes=9000)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 24, 3, padding=1), nn.Conv2d(24, 32, 3, padding=1)
+        self.last = nn.Linear(32, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.relu(self.b(torch.relu(self.a(x)))).mean(dim=(2, 3)))
+
+
+def make_task() -> Task:
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((12, 1, 6, 6), np.float32)
+    labels = rng.integers(0, 3, 12)
+    split = ArraySplit(inputs=(images,), targets=labels)
+    data = {"train": split, "validation": split, "test": split}
+
+    def evaluate(predict, name: str) -> float:
+        hits = [predict(*x).argmax(axis=1) == y for x, y in data[name]]
+        return float(np.concatenate(hits).mean())
+
+    return Task(
+        model=Net().eval(), example_inputs=(torch.from_numpy(images[:1]),), data=data,
+        evaluate=evaluate, loss=nn.functional.cross_entropy,
+    )  # fmt: skip
+
+
+def widths(recipe: Recipe) -> dict[str, int]:
+    step = recipe.steps[0]
+    return kept_channels(step) if isinstance(step, Prune) else {}
+
+
+@pytest.fixture
+def tried(monkeypatch, tmp_path):
+    """Replace the build by one that fails as `errors` say, and leaves what a build leaves."""
+    recipes: list[Recipe] = []
+    errors: list[BudgetError] = []
+
+    def build(task, target, *, recipe, out, **others):
+        recipes.append(recipe)
+        if not errors:
+            return "built"
+        rejected = Path(out).with_name(Path(out).name + ".rejected")
+        rejected.mkdir()
+        (rejected / "attempt").write_text(str(len(recipes)))
+        raise errors.pop(0)
+
+    monkeypatch.setattr(outlook, "build", build)
+    return recipes, errors
+
+
+def go(tmp_path, budget=TIGHT, recipe=None):
+    return build_to_fit(
+        make_task(), TARGET, recipe=recipe, budget=budget, out=tmp_path / "out", seed=0
+    )
+
+
+def missed(what: str, need: float, limit: float = 100) -> BudgetError:
+    return BudgetError(what, need=need, limit=limit, unit="B")
+
+
+def test_what_fits_is_built_by_the_default_recipe(tried, tmp_path):
+    assert go(tmp_path, Budget(flash_bytes=1 << 20)) == "built"
+    assert tried[0] == [Recipe()]
+
+
+def test_a_recipe_given_is_built_whatever_it_costs(tried, tmp_path):
+    given = Recipe(steps=(Prune(ratio=0.1), *Recipe().steps))
+    assert go(tmp_path, recipe=given) == "built"
+    assert tried[0] == [given]
+
+
+def test_what_does_not_fit_is_pruned(tried, tmp_path):
+    assert go(tmp_path) == "built"
+    (recipe,) = tried[0]
+    assert widths(recipe)
+
+
+def test_after_a_size_that_misses_something_narrower_is_built(tried, tmp_path):
+    recipes, errors = tried
+    errors.append(missed("flash", 101))
+    assert go(tmp_path) == "built"
+    first, second = recipes
+    whole = {"a": 24, "b": 32}
+    before, behind = (sum((whole | widths(r)).values()) for r in (first, second))
+    assert behind < before
+
+
+def test_after_a_drop_the_same_widths_are_trained_longer(tried, tmp_path):
+    recipes, errors = tried
+    errors.append(missed("drop", 0.05, 0.01))
+    assert go(tmp_path) == "built"
+    first, second = recipes
+    assert widths(second) == widths(first)
+    assert isinstance(second.steps[-1], TrainQuantized)
+
+
+def test_the_closest_attempt_is_named_and_left(tried, tmp_path):
+    recipes, errors = tried
+    errors += [missed("flash", 110), missed("flash", 103), missed("flash", 120), missed("flash", 1)]
+    with pytest.raises(BudgetError) as caught:
+        go(tmp_path)
+    assert len(recipes) <= outlook.ATTEMPTS
+    assert caught.value.need == 103
+    assert (tmp_path / "out.rejected" / "attempt").read_text() == "2"
+    assert not (tmp_path / "out.rejected.best").exists()
+
+
+def test_what_can_never_fit_is_refused_before_any_build(tried, tmp_path):
+    with pytest.raises(BudgetError, match="lower bound"):
+        go(tmp_path, Budget(flash_bytes=1000))
+    assert not tried[0]
+
+
+def test_sensitivity_is_measured_once_for_a_model(tmp_path, monkeypatch):
+    calls = []
+    real = outlook.score
+    monkeypatch.setattr(outlook, "score", lambda *a: calls.append(a) or real(*a))
+    first = plan_task(make_task(), TARGET, TIGHT, cache=tmp_path)
+    n_calls = len(calls)
+    assert n_calls > 2
+    second = plan_task(make_task(), TARGET, TIGHT, cache=tmp_path)
+    assert len(calls) == n_calls
+    assert [c.kept for c in first.candidates] == [c.kept for c in second.candidates]
+    assert first.chosen[0].predicted_drop is not None
+    other = make_task()
+    with torch.no_grad():
+        other.model.a.weight.mul_(-1)
+    plan_task(other, TARGET, TIGHT, cache=tmp_path)
+    assert len(calls) > n_calls
+
+
+def test_a_damaged_cache_is_measured_again(tmp_path):
+    found = plan_task(make_task(), TARGET, TIGHT, cache=tmp_path)
+    (file,) = tmp_path.glob("*.json")
+    file.write_text("{")
+    again = plan_task(make_task(), TARGET, TIGHT, cache=tmp_path)
+    assert [c.kept for c in found.candidates] == [c.kept for c in again.candidates]
