@@ -12,6 +12,7 @@ from edgeshrink.errors import ConfigError
 from edgeshrink.graph import Graph
 from edgeshrink.passes.check import check_graph
 from edgeshrink.passes.dead_channels import WEIGHTED, remove_dead_channels
+from edgeshrink.passes.depthwise_to_conv import depthwise_to_conv
 from edgeshrink.passes.fold_constants import fold_constants
 from edgeshrink.passes.fold_pad import fold_pad
 from edgeshrink.passes.fuse_activation import fuse_activation
@@ -27,6 +28,7 @@ PASSES: Final[dict[str, Callable[[Graph], Graph]]] = {
     "fold_constants": fold_constants,
     "remove_identities": remove_identities,
     "fuse_activation": fuse_activation,
+    "depthwise_to_conv": depthwise_to_conv,
     "fold_pad": fold_pad,
     "mean_to_pool": mean_to_pool,
     "remove_dead_channels": remove_dead_channels,

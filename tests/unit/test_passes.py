@@ -799,3 +799,32 @@ def test_half_of_the_products_of_visual_wake_words_vanish(shared_dir):
     assert graph_macs(graph) == 7_489_664
     after, _ = run_passes(graph)
     assert graph_macs(after) <= 3_742_047  # what is left without the zero filters alone
+
+
+# --- depthwise_to_conv -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+@pytest.mark.parametrize("stride", [(1, 1), (2, 1)])
+@pytest.mark.parametrize("dilation", [(1, 1), (2, 2)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_depthwise_layer_of_one_channel_becomes_a_convolution(padding, stride, dilation, bias):
+    net = Int8Net(5)
+    x = net.input((1, 9, 8, 1), zero=-7)
+    if dilation != (1, 1):
+        stride = (1, 1)
+    y = net.depthwise(x, (3, 2), multiplier=6, stride=stride, dilation=dilation, padding=padding,
+                      activation="RELU", bias=bias)  # fmt: skip
+    after = passed(net.finish(y), "depthwise_to_conv")
+    assert [op.kind for op in after.ops] == ["CONV_2D"]
+    weights = after.tensors[after.ops[0].inputs[1]]
+    assert weights.shape == (6, 3, 2, 1)
+    assert weights.quantization.axis == 0
+    assert "depth_multiplier" not in after.ops[0].options
+
+
+def test_depthwise_layer_of_more_channels_stays():
+    net = Int8Net(6)
+    y = net.depthwise(net.input((1, 5, 5, 2)), multiplier=3)
+    after = passed(net.finish(y), "depthwise_to_conv")
+    assert [op.kind for op in after.ops] == ["DEPTHWISE_CONV_2D"]
