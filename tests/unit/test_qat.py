@@ -155,8 +155,10 @@ def test_before_training_it_is_post_training_quantization(trained):
     samples = calibration()
     plain = quantize(canonical_program(trained, samples[0]), samples, observer="minmax").folded
     result = trainable(trained).finish().quantized.folded
-    with torch.no_grad():
-        assert all(torch.equal(plain(*x), result(*x)) for x in samples)
+    with torch.no_grad():  # ranges seen in a batch may differ in their last bit, codes may not
+        for x in samples:
+            assert not codes_apart(plain(*x), result(*x), result).any()
+            torch.testing.assert_close(plain(*x), result(*x), rtol=1e-5, atol=0)
 
 
 def test_reference_is_what_was_trained_without_quantization(trained):
