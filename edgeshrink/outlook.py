@@ -204,6 +204,8 @@ def build_to_fit(
 
     if recipe is not None:
         return built(task, recipe)
+    if isinstance(task.model, ProgramModule):  # its layers are fixed: there is nothing to plan
+        return built(task, Recipe())
     drawn = _sketched(task)
     if drawn is None:
         return built(task, Recipe())
@@ -211,7 +213,7 @@ def build_to_fit(
         whole = price(drawn.graph, target, optimize=optimize, threads=threads, budget=budget)
     except ModelError:
         return built(task, Recipe())
-    if not whole.overruns(budget) or isinstance(task.model, ProgramModule):
+    if not whole.overruns(budget):
         return built(task, Recipe())
     checkpoints = checkpoints_folder(out)
     if task.training is not None:

@@ -29,6 +29,7 @@ from edgeshrink.quantizer.annotate import (
 )
 from edgeshrink.quantizer.canonical import canonical_program, constant_of, layer_of
 from edgeshrink.quantizer.operators import RULES
+from edgeshrink.quiet import quiet
 
 aten = torch.ops.aten
 
@@ -71,7 +72,9 @@ def sketch(model: nn.Module, example_inputs: tuple[torch.Tensor, ...]) -> Sketch
         ModelError: The model can't be traced, or an operator has no int8 form; names the layer.
     """
     inputs = tuple(x.detach().clone() for x in example_inputs)
-    graph_module = canonical_program(copy.deepcopy(model), inputs)
+    with quiet():  # copying an exported program warns
+        own = copy.deepcopy(model)
+    graph_module = canonical_program(own, inputs)
     refuse_unsupported(graph_module)
     scalars_to_constants(graph_module)
     return sketch_program(graph_module, inputs)

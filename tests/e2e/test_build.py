@@ -164,8 +164,11 @@ def test_a_missed_budget_leaves_the_candidate_aside_and_the_old_artifact_as_it_w
     content = {"artifact.json": b"{}", "model.tflite": b"last good"}
     for name, data in content.items():
         (out / name).write_bytes(data)
+    recipe = fresh.folder.parent / "recipe.toml"  # with one there is no plan that refuses at once
+    recipe.write_text('[[steps]]\nstep = "quantize"\n')
     arguments = ("build", fresh.folder, "--target", "rpi4", "--set", "epochs=1", "--out", out)
-    result = call(capfd, *arguments, "--budget", "latency=1us,drop=1", "--json")
+    limits = ("--recipe", recipe, "--budget", "latency=1us,drop=1")
+    result = call(capfd, *arguments, *limits, "--json")
     assert result.code == 4, result.err
     assert result.out == ""
     (message,) = result.err.splitlines()
