@@ -62,11 +62,20 @@ def progress(*, shown: bool = True) -> Iterator[Report]:
             redirect_stderr=False,
         )
         stages: dict[str, int] = {}
+        shown_last: tuple[str, str] = ("", "")
 
         def report(stage: str, share: float, detail: str) -> None:
+            nonlocal shown_last
             if stage not in stages:
                 stages[stage] = bar.add_task(stage, total=1.0, detail="")
-            bar.update(stages[stage], completed=share, detail=detail)  # type: ignore[arg-type]
+            # What is short would fall between two drawings: every new text is drawn at once.
+            bar.update(
+                stages[stage],  # type: ignore[arg-type]
+                completed=share,
+                detail=detail,
+                refresh=(stage, detail) != shown_last,
+            )
+            shown_last = (stage, detail)
 
         with bar:
             yield report
