@@ -271,15 +271,19 @@ def compile_host_library(
     return out
 
 
-def block_hook() -> Path:
-    """Return the library that counts blocks in the emulator, compiled if it is not in the cache."""
-    command, source = find_host_cc(), BARE_METAL / "block_hook.c"
-    key = _hash(compiler_version(command).encode(), platform.machine().encode(),
-                source.read_bytes())  # fmt: skip
-    library = cache_dir() / f"block_hook-{key[:32]}.so"
+def host_library(source: Path, flags: Sequence[str] = ()) -> Path:
+    """Return a C file as a shared library of this host, compiled if it is not in the cache."""
+    key = _hash(compiler_version(find_host_cc()).encode(), platform.machine().encode(),
+                source.read_bytes(), *(flag.encode() for flag in flags))  # fmt: skip
+    library = cache_dir() / f"{source.stem}-{key[:32]}.so"
     if not library.is_file():
-        compile_host_library([source], library)
+        compile_host_library([source], library, flags=flags)
     return library
+
+
+def block_hook() -> Path:
+    """Return the library that counts blocks in the emulator."""
+    return host_library(BARE_METAL / "block_hook.c")
 
 
 def _object(

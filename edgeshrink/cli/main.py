@@ -26,6 +26,7 @@ COMMANDS: Final = {
     "plan": "edgeshrink.cli.plan",
     "profile": "edgeshrink.cli.profile",
     "compile": "edgeshrink.cli.compile",
+    "setup": "edgeshrink.cli.setup",
 }
 SUMMARIES: Final = {
     "targets": "List the devices, or all facts of one with their sources.",
@@ -34,6 +35,7 @@ SUMMARIES: Final = {
     "plan": "Say what it would take to make a model fit, before any training.",
     "profile": "Say what a model file or a firmware costs on a device.",
     "compile": "Turn a quantized .tflite into plain C for a microcontroller.",
+    "setup": "Fetch and prepare optional tools; nothing else fetches.",
 }
 
 

@@ -99,7 +99,7 @@ def open_model(
     engine: str,
     *,
     threads: int = 1,
-    python: str | None = None,
+    python: str | Sequence[str] | None = None,
     name: str | None = None,
     timeout_s: float = 120.0,
     memory_limit_bytes: int | None = None,
@@ -112,8 +112,9 @@ def open_model(
         model: A `.tflite` or `.pte`, as a path or as its bytes.
         engine: A key of `ENGINES`.
         threads: Threads of the runtime.
-        python: The Python that runs the worker; left out, this one, but for `tflite-runtime` the
-            one that the variable EDGESHRINK_TFLITE_RUNTIME_PYTHON names.
+        python: The Python that runs the worker, or the command that starts one (a `Guest`'s);
+            left out, this one, but for `tflite-runtime` the one that the variable
+            EDGESHRINK_TFLITE_RUNTIME_PYTHON names.
         name: What to call the model in errors; left out, its path.
         timeout_s: How long the worker may give no sign of life: an import, loading the file, one
             inference.
@@ -147,7 +148,12 @@ class ModelRunner:
     """A model loaded in a worker process, until `close` or the end of the `with` statement."""
 
     def __init__(
-        self, model: _Model, engine: str, python: str, request: dict[str, Any], timeout_s: float
+        self,
+        model: _Model,
+        engine: str,
+        python: Sequence[str],
+        request: dict[str, Any],
+        timeout_s: float,
     ) -> None:
         self.engine = engine
         self.inputs, self.outputs = model.inputs, model.outputs
@@ -200,6 +206,22 @@ class ModelRunner:
         if not isinstance(seconds, list) or len(seconds) != repeats:
             raise self._worker.failure("gave an answer that makes no sense")
         return tuple(float(value) for value in seconds)
+
+    def instructions(self, counts: Path, repeats: int = 5) -> tuple[int, ...]:
+        """Return the instructions of each of `repeats` inferences on the same random inputs.
+
+        For a worker under QEMU with the plugin `arm64/count_plugin.c`, which writes to `counts`.
+        Includes what the runtime's Python binding executes around an inference, some 300.
+
+        Raises:
+            ModelError: The worker was not started so, or the runtime fails.
+        """
+        request = {"do": "instructions", "repeats": repeats, "warmups": WARMUPS}
+        request |= {"counts": str(counts)}
+        found = self._worker.ask(request, _example_inputs(self.inputs), None).get("instructions")
+        if not isinstance(found, list) or len(found) != repeats:
+            raise self._worker.failure("gave no instruction counts")
+        return tuple(int(value) for value in found)
 
     def memory(self) -> HostMemory:
         """Return what the model takes in this runtime on this host.
@@ -256,14 +278,21 @@ class WorkerProcess:
         name: What to call the model in errors.
         data: The model file, which the worker gets as a path.
         engine: Its title and install line are for errors.
-        python: The Python that runs the worker.
+        python: The Python that runs the worker, or the command that starts one.
         timeout_s: How long the worker may give no sign of life.
         script: The worker's program, which speaks the protocol of `worker.py`.
     """
 
     def __init__(
-        self, name: str, data: bytes, engine: Engine, python: str, timeout_s: float, script: str
+        self,
+        name: str,
+        data: bytes,
+        engine: Engine,
+        python: str | Sequence[str],
+        timeout_s: float,
+        script: str,
     ) -> None:
+        command = (python,) if isinstance(python, str) else tuple(python)
         self.engine, self.name, self.timeout_s = engine, name, timeout_s
         self.stage, self.is_imported = "while starting", False
         ours, theirs = socket.socketpair()
@@ -275,16 +304,15 @@ class WorkerProcess:
                 file.write(data)
             self.model_path = f"/proc/self/fd/{model_fd}"
             self.process = subprocess.Popen(
-                [python, "-W", "ignore", script, str(theirs.fileno()),
-                 str(os.getpid())],
+                [*command, "-W", "ignore", script, str(theirs.fileno()), str(os.getpid())],
                 stdin=subprocess.DEVNULL, stdout=self.chatter, stderr=self.chatter,
-                pass_fds=(theirs.fileno(), model_fd), env=_environment(python),
+                pass_fds=(theirs.fileno(), model_fd), env=_environment(command[0]),
             )  # fmt: skip
         except OSError as err:
             ours.close()
             self.chatter.close()
             what = f"can't be started: {err.strerror}"
-            raise ToolchainError(python, what, self.engine.install) from err
+            raise ToolchainError(command[0], what, self.engine.install) from err
         finally:
             theirs.close()
             os.close(model_fd)
@@ -590,17 +618,17 @@ def _check_specs(answer: dict[str, Any], model: _Model, title: str) -> None:
             raise ModelError(place, f"the file states {want}, {title} says {got}", STATIC_SHAPES)
 
 
-def _python_of(engine: str, python: str | None) -> str:
+def _python_of(engine: str, python: str | Sequence[str] | None) -> tuple[str, ...]:
     if python is not None:
-        return python
+        return (python,) if isinstance(python, str) else tuple(python)
     if engine != "tflite-runtime":
-        return sys.executable
+        return (sys.executable,)
     other = os.environ.get(PYTHON_VARIABLE)
     if other:
-        return other
+        return (other,)
     if importlib.util.find_spec("tflite_runtime") is None:
         raise ToolchainError("tflite-runtime", "is not installed", ENGINES[engine].install)
-    return sys.executable
+    return (sys.executable,)
 
 
 def _environment(python: str) -> dict[str, str]:

@@ -5,9 +5,9 @@ that any Python can start it: `python worker.py SOCKET_FD PARENT_PID`. Parent an
 on a socket; a message is the length of a JSON header (4 bytes, little-endian), the header, and the
 bytes of the arrays that the header announces. Nothing is unpickled on either side.
 
-The parent asks for `open` (once), `run` or `latency`. The worker answers with `ok`, with `alive`
-between two inferences when an answer takes long, or with `error` and ends. Whatever the runtime
-prints goes where the parent sent stdout and stderr.
+The parent asks for `open` (once), `run`, `latency` or `instructions`. The worker answers with `ok`,
+with `alive` between two inferences when an answer takes long, or with `error` and ends. Whatever
+the runtime prints goes where the parent sent stdout and stderr.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 ALIVE_EVERY_S = 0.5
+COUNT_MARK = 0x65730001  # of arm64/count_plugin.c
 MAX_HEADER_BYTES = 1 << 24
 PR_SET_PDEATHSIG = 1
 
@@ -390,6 +391,33 @@ def measure_latency(
     send(connection, {"ok": repeats, "seconds": seconds[warmups:]})
 
 
+def count_instructions(connection: socket.socket, engine: Any, request: Any, arrays: Any) -> None:
+    """Count each of `repeats` inferences on the same inputs, after some that do not count.
+
+    The emulator's plugin appends its count to a file at each mark: a pair with nothing between
+    them, then a pair around an inference.
+    """
+    prctl = ctypes.CDLL(None).prctl
+    inputs = engine.prepare([array[0] for array in arrays])
+    for _ in range(request["warmups"]):
+        engine.set_inputs(inputs)
+        engine.invoke()
+    before = os.stat(request["counts"]).st_size  # noqa: PTH116
+    for _ in range(request["repeats"]):
+        engine.set_inputs(inputs)
+        prctl(COUNT_MARK, 0, 0, 0, 0)
+        prctl(COUNT_MARK, 0, 0, 0, 0)
+        prctl(COUNT_MARK, 0, 0, 0, 0)
+        engine.invoke()
+        prctl(COUNT_MARK, 0, 0, 0, 0)
+    with open(request["counts"], "rb") as file:  # noqa: PTH123
+        file.seek(before)
+        marks = np.frombuffer(file.read(), np.uint64).astype(np.int64)
+    marks = marks[: marks.size // 4 * 4].reshape(-1, 4)
+    counts = (marks[:, 3] - marks[:, 2]) - (marks[:, 1] - marks[:, 0])
+    send(connection, {"ok": len(counts), "instructions": [int(count) for count in counts]})
+
+
 def serve(connection: socket.socket) -> None:
     """Open the model the first message names, then do what each further one asks, to the end."""
     request = receive_header(connection)
@@ -407,6 +435,8 @@ def serve(connection: socket.socket) -> None:
         arrays = [receive_array(connection, *spec) for spec in request["arrays"]]
         if request["do"] == "run":
             run(connection, engine, request["calls"], arrays)
+        elif request["do"] == "instructions":
+            count_instructions(connection, engine, request, arrays)
         else:
             measure_latency(connection, engine, request["repeats"], request["warmups"], arrays)
 
