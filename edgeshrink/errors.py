@@ -84,3 +84,79 @@ class TrustError(EdgeshrinkError):
     """A signature, digest, version, expiry or target does not match."""
 
     exit_code = 6
+
+
+class ArbitraryInstallationError(TrustError):
+    """Metadata is signed by no key that the role has, or a file is offered that nobody signed."""
+
+
+class ThresholdError(TrustError):
+    """Metadata has good signatures, but fewer of them than its role demands."""
+
+
+class RevokedKeyError(TrustError):
+    """Metadata is signed by a key that a newer root no longer lists."""
+
+
+class RollbackError(TrustError):
+    """Metadata or a release is older than what this device has already accepted."""
+
+
+class FastForwardError(TrustError):
+    """A version number leaps so far ahead that no honest successor could follow it."""
+
+
+class FreezeError(TrustError):
+    """Metadata has expired: somebody may be withholding what is newer."""
+
+
+class MixAndMatchError(TrustError):
+    """Metadata files that were never published together are served together."""
+
+
+class MirrorError(TrustError):
+    """A mirror serves a file that differs from its signed digest, or misses what was signed."""
+
+
+class EndlessDataError(TrustError):
+    """More bytes arrive than the signed length allows."""
+
+
+class OversizedMetadataError(TrustError):
+    """A metadata file is larger than any honest one."""
+
+
+class MalformedMetadataError(TrustError):
+    """Metadata, or a signed document, is not what its format demands."""
+
+
+class SlowRetrievalError(TrustError):
+    """Bytes arrive so slowly that the update would never end."""
+
+
+class WrongTargetError(TrustError):
+    """A release made for another device, or of another name, is offered as this one's."""
+
+
+class DeltaError(TrustError):
+    """A delta is malformed or does not lead to the file that was signed."""
+
+
+class DeltaBaseError(DeltaError):
+    """A delta is made for another base than the one installed here."""
+
+
+class UnsafeArchiveError(TrustError):
+    """An archive holds a path that leads out of its folder, a link, a device, or a stranger."""
+
+
+class DecompressionBombError(TrustError):
+    """Compressed data unpacks to more than was signed."""
+
+
+class GoldenVectorsError(TrustError):
+    """The self-test's vectors are not those that were signed."""
+
+
+class LyingManifestError(TrustError):
+    """A release's own `artifact.json` contradicts what was signed, or the files beside it."""
