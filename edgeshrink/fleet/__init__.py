@@ -1,0 +1,1 @@
+"""Releases of a fleet: what is published, signed, and pulled by devices."""
