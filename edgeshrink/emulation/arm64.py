@@ -15,7 +15,7 @@ from edgeshrink.errors import ConfigError, ToolchainError
 from edgeshrink.graph_reader import read_graph
 from edgeshrink.profile import Figure, Profile, exact
 from edgeshrink.runtimes import ModelRunner, open_model
-from edgeshrink.runtimes.arm64 import Arm64Root, cpu_model, find_root, guest
+from edgeshrink.runtimes.arm64 import SETUP, Arm64Root, cpu_model, find_root, guest
 from edgeshrink.target import Target
 
 ENGINE: Final = "qemu"
@@ -81,13 +81,17 @@ def emulate_arm64(model: Path, target: Target, *, name: str | None = None) -> Pr
 def _run(data: bytes, runtime: str, cpu: str, root: Arm64Root, shown: str) -> tuple[Figure, str]:
     """Return the instructions of an inference in a runtime, and how its outputs compare."""
     version = root.runtimes[runtime][0]
-    with (
-        guest(root, runtime, cpu) as arm64,
-        open_model(data, runtime, python=arm64.command, name=shown, timeout_s=TIMEOUT_S) as runner,
-    ):
-        inputs = _random_inputs(runner)
-        there = runner.run(*inputs)
-        counts = sorted(runner.instructions(arm64.counts))
+    with guest(root, runtime, cpu) as arm64:
+        try:
+            runner = open_model(
+                data, runtime, python=arm64.command, name=shown, timeout_s=TIMEOUT_S
+            )
+        except ToolchainError as err:
+            raise ToolchainError(f"{version} for arm64", err.what, f"{SETUP} --again") from err
+        with runner:
+            inputs = _random_inputs(runner)
+            there = runner.run(*inputs)
+            counts = sorted(runner.instructions(arm64.counts))
     figure = Figure(
         value=counts[len(counts) // 2],
         unit="instructions",

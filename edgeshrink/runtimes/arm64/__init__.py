@@ -2,6 +2,7 @@
 
 from edgeshrink.runtimes.arm64.root import (
     RUNTIMES,
+    SETUP,
     Arm64Root,
     Guest,
     count_plugin,
@@ -10,4 +11,13 @@ from edgeshrink.runtimes.arm64.root import (
     guest,
 )
 
-__all__ = ["RUNTIMES", "Arm64Root", "Guest", "count_plugin", "cpu_model", "find_root", "guest"]
+__all__ = [
+    "RUNTIMES",
+    "SETUP",
+    "Arm64Root",
+    "Guest",
+    "count_plugin",
+    "cpu_model",
+    "find_root",
+    "guest",
+]

@@ -37,6 +37,7 @@ Progress = Callable[[float, str], None]
 PACKAGES: Final = (
     "python3.11-minimal", "libpython3.11-minimal", "libpython3.11-stdlib", "libc6", "libgcc-s1",
     "libstdc++6", "zlib1g", "libbz2-1.0", "liblzma5", "libssl3", "libexpat1", "libffi8", "libuuid1",
+    "libatomic1",
 )  # fmt: skip
 PYTHON_VERSION: Final = "3.11"
 SUITE: Final = "bookworm"

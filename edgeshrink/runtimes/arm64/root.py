@@ -106,7 +106,7 @@ def find_root() -> Arm64Root:
         )
     except FileNotFoundError as err:
         raise ToolchainError("the arm64 runtimes", "are not prepared", SETUP) from err
-    except (OSError, ValueError, KeyError, AttributeError) as err:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
         raise ToolchainError(str(folder / MANIFEST), "is damaged", f"{SETUP} --again") from err
 
 

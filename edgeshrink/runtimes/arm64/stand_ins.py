@@ -19,7 +19,7 @@ from edgeshrink.errors import ToolchainError
 from edgeshrink.toolchain import find_zig
 
 NO_DEVICE: Final = 100  # cudaErrorNoDevice and CUDA_ERROR_NO_DEVICE
-FOREIGN: Final = re.compile(r"cu|nccl|nv")  # how the names of what is stood in for begin
+FOREIGN: Final = re.compile(r"(lib)?(cu|nccl|nv)")  # how names of what is stood in for begin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +40,12 @@ class _Found:
 
 
 def needs(libraries: Iterable[Path], present: Iterable[str]) -> Needs:
-    """Return what `libraries` need beyond themselves and the libraries called as in `present`."""
+    """Return what `libraries` need of CUDA, beyond themselves and libraries named in `present`."""
     found, there = _Found(), set(present)
     for path in libraries:
         there.add(path.name)
         _read(path, found)
-    missing = frozenset(found.needed - there)
+    missing = frozenset(name for name in found.needed - there if FOREIGN.match(name))
     return Needs(
         libraries=missing,
         versioned={name: frozenset(found.versioned.get(name, ())) for name in missing},
@@ -89,9 +89,10 @@ def _read(path: Path, found: _Found) -> None:
 def write_stand_ins(wanted: Needs, folder: Path) -> None:
     """Write a library for each of `wanted.libraries` into `folder`, for arm64 Linux."""
     folder.mkdir(parents=True, exist_ok=True)
-    for index, library in enumerate(sorted(wanted.libraries)):
+    for library in sorted(wanted.libraries):
         symbols = wanted.versioned[library]
-        names = {name for name, _ in symbols} | (set() if index else wanted.plain)
+        # Symbols without a version come from libraries without any; which one, nothing says.
+        names = {name for name, _ in symbols} if symbols else wanted.plain
         source, script = folder / "stand_in.c", folder / "stand_in.map"
         lines = [f"int {name}(void) {{ return {NO_DEVICE}; }}" for name in sorted(names)]
         source.write_text("\n".join([*lines, ""]) or "\n")
