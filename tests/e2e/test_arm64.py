@@ -165,7 +165,7 @@ def test_executorch_runs_where_it_is_prepared(root, tmp_path):
     from executorch.exir import to_edge_transform_and_lower
 
     model = tmp_path / "model.pte"
-    program = torch.export.export(torch.nn.Linear(4, 3), (torch.zeros(1, 4),))
+    program = torch.export.export(torch.nn.ReLU(), (torch.zeros(1, 64),))
     lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
     model.write_bytes(lowered.to_executorch().buffer)
     profile = emulate_arm64(model, load_target("rpi4"))
