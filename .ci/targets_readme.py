@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from edgeshrink.strict_toml import MAX_MS, REQUIRED, Key
-from edgeshrink.target import ISA, SOURCE_MARKS, TABLES
+from edgeshrink.target import ISA, POWER_BASES, REGULATORS, SOURCE_MARKS, TABLES
 from edgeshrink.units import BYTE_UNITS, MS_UNITS, format_bytes, format_ms
 
 README: Final = Path(__file__).resolve().parent.parent / "targets" / "README.md"
@@ -43,7 +43,11 @@ ABOUT: Final = {
         "Default limits; the task's own and `--budget` go before them. For a microcontroller, "
         "`flash` and `ram` that are left out are what `[memory]` leaves beside the firmware.",
     ),
-    "[power]": ("`[power]`", "Leave out what is not known."),
+    "[[power.supplies]]": (
+        "`[[power.supplies]]`",
+        "What the device draws, one table for each supply it was measured with; the first one is "
+        "used where none is asked for. Leave out what is not known.",
+    ),
 }
 
 HEAD: Final = """\
@@ -116,6 +120,9 @@ def readme() -> str:
         parts.append(f"### {title}\n\n{about}\n\n{_table(keys)}")
         if name == "[cpu]":
             parts.append(f"Words for `isa`:\n\n{_two_columns('word', ISA)}")
+        if name == "[[power.supplies]]":
+            words = _two_columns("regulator", REGULATORS), _two_columns("basis", POWER_BASES)
+            parts.append("\n".join(words))
     parts.append(_sources())
     return "\n".join(parts)
 

@@ -39,6 +39,17 @@ SOURCE_MARKS: Final = {
     "recalled:": "written from general knowledge, to be checked before a decision hangs on it",
     "chosen:": "a decision of whoever wrote the file, not a property of the device",
 }
+# What stands between supply and core, and so what is constant when the voltage changes.
+REGULATORS: Final = {
+    "ldo": "linear: the current is the same at any voltage",
+    "smps": "switching: the power is the same at any voltage",
+    "board": "the board's own converter: power of the whole board, at its input",
+}
+POWER_BASES: Final = {
+    "inference": "published energies of inferences over their latencies",
+    "datasheet": "typical running current in the maker's document, times voltage",
+    "stress": "all cores of the board under a stress test",
+}
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9+.-]*")
 
 
@@ -94,12 +105,27 @@ class Runtime:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Power:
-    """Board power by state; None where no figure is known."""
+class Supply:
+    """Power by state under one supply; None where no figure is known."""
 
-    idle_mw: float | None = None
-    active_mw: float | None = None
-    supply_v: float | None = None
+    name: str  # "1.8V"
+    voltage_v: float
+    regulator: str  # a key of REGULATORS
+    basis: str  # a key of POWER_BASES: what `active_mw` was found with
+    active_mw: float
+    min_v: float | None = None
+    max_v: float | None = None
+    idle_mw: float | None = None  # awake, doing nothing
+    peak_mw: float | None = None  # the most that was seen
+    sleep_uw: float | None = None  # in the deepest state that keeps all RAM and wakes by a timer
+    sleep_state: str | None = None  # what the maker calls it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Power:
+    """What the device draws; the first supply is used where none is asked for."""
+
+    supplies: tuple[Supply, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,13 +205,27 @@ RUNTIME_KEYS: Final = (
     Key(name="name", kind="text", choices=RUNTIMES, meaning="The engine; each one once"),
     Key(name="version", kind="text", meaning="Its version"),
 )
-POWER_KEYS: Final = (
+SUPPLY_KEYS: Final = (
+    Key(name="name", kind="text", meaning="What `--supply` takes; each name once"),
+    Key(name="voltage_v", kind="number", low=0.5, high=60, unit="V",
+        meaning="Voltage at which the figures hold"),
+    Key(name="min_v", kind="number", low=0.5, high=60, default=None, unit="V",
+        meaning="Lowest voltage that may be fed here; left out, `voltage_v`"),
+    Key(name="max_v", kind="number", low=0.5, high=60, default=None, unit="V",
+        meaning="Highest voltage that may be fed here; left out, `voltage_v`"),
+    Key(name="regulator", kind="text", choices=REGULATORS.keys(),
+        meaning="What stands between supply and core, see below"),
+    Key(name="basis", kind="text", choices=POWER_BASES.keys(),
+        meaning="What `active_mw` was found with, see below"),
+    Key(name="active_mw", kind="number", low=1e-3, high=1e6, unit="mW",
+        meaning="While a model runs; of basis `stress`, with all `cores` busy"),
     Key(name="idle_mw", kind="number", low=0, high=1e6, default=None, unit="mW",
-        meaning="The whole board, doing nothing"),
-    Key(name="active_mw", kind="number", low=0, high=1e6, default=None, unit="mW",
-        meaning="While a model runs; the source says what was measured where"),
-    Key(name="supply_v", kind="number", low=0, high=60, default=None, unit="V",
-        meaning="Supply voltage of these figures"),
+        meaning="Awake, doing nothing"),
+    Key(name="peak_mw", kind="number", low=0, high=1e6, default=None, unit="mW",
+        meaning="The most that was seen with all cores busy"),
+    Key(name="sleep_uw", kind="number", low=0, high=1e9, default=None, unit="uW",
+        meaning="In the deepest state that keeps all RAM and wakes by a timer"),
+    Key(name="sleep_state", kind="text", default=None, meaning="What the maker calls that state"),
 )  # fmt: skip
 TABLES: Final = {
     "": TARGET_KEYS,
@@ -195,7 +235,7 @@ TABLES: Final = {
     "[ops]": OPS_KEYS,
     "[[runtimes]]": RUNTIME_KEYS,
     "[budget]": BUDGET_KEYS,
-    "[power]": POWER_KEYS,
+    "[[power.supplies]]": SUPPLY_KEYS,
 }
 SUB_TABLES: Final = ("cpu", "memory", "ops", "runtimes", "budget", "power", "sources")
 
@@ -254,7 +294,7 @@ def read_target(path: Path) -> Target:
         ops=Ops(**table.table("ops", required=True).read(OPS_KEYS)),
         runtimes=_read_runtimes(table),
         budget=read_budget(table.table("budget")),
-        power=Power(**table.table("power").read(POWER_KEYS)),
+        power=_read_power(table.table("power")),
         sources=_read_sources(table.table("sources")),
         path=path,
     )
@@ -293,6 +333,23 @@ def _read_runtimes(table: Table) -> tuple[Runtime, ...]:
     runtimes = tuple(Runtime(**entry.read(RUNTIME_KEYS)) for entry in entries)
     _refuse_twice(entries, [runtime.name for runtime in runtimes])
     return runtimes
+
+
+def _read_power(table: Table) -> Power:
+    table.read((), tables=("supplies",))
+    entries = table.tables("supplies")
+    supplies = tuple(Supply(**entry.read(SUPPLY_KEYS)) for entry in entries)
+    _refuse_twice(entries, [supply.name for supply in supplies])
+    for entry, supply in zip(entries, supplies, strict=True):
+        low, high = supply.min_v or supply.voltage_v, supply.max_v or supply.voltage_v
+        if not low <= supply.voltage_v <= high:
+            what = f"is {supply.voltage_v:g}"
+            raise entry.error("voltage_v", what, f"it must lie in [{low:g}, {high:g}]")
+        if supply.idle_mw is not None and supply.idle_mw > supply.active_mw:
+            raise entry.error("idle_mw", "exceeds active_mw", "an idle board draws less")
+        if supply.peak_mw is not None and supply.peak_mw < supply.active_mw:
+            raise entry.error("peak_mw", "is below active_mw", "it is the most that was seen")
+    return Power(supplies=supplies)
 
 
 def _refuse_twice(entries: list[Table], names: list[str]) -> None:
