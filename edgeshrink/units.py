@@ -13,6 +13,8 @@ BYTE_UNITS: Final = {
 }  # fmt: skip
 MS_UNITS: Final = {"us": 1e-3, "\u00b5s": 1e-3, "\u03bcs": 1e-3, "ms": 1.0, "s": 1e3}
 
+PERIOD_UNITS: Final = MS_UNITS | {"min": 6e4, "h": 3.6e6, "d": 8.64e7}
+
 _QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([A-Za-z\u00b5\u03bc]+)\s*")
 
 
@@ -35,6 +37,27 @@ def parse_bytes(text: str) -> int:
 def parse_ms(text: str) -> float:
     """Return the milliseconds that `text` (such as `20ms`) says; ValueError names the units."""
     return _parse(text, MS_UNITS, "duration")
+
+
+def parse_period_ms(text: str) -> float:
+    """Return the milliseconds that `text` (such as `10min`) says; ValueError names the units."""
+    return _parse(text, PERIOD_UNITS, "time")
+
+
+def format_hours(hours: float) -> str:
+    """Return a long time for people: three significant figures in years, days or hours."""
+    for unit, length in (("years", 365.25 * 24), ("days", 24.0)):
+        if hours >= 2 * length:
+            return f"{hours / length:.3g} {unit}"
+    return f"{hours:.3g} h" if hours >= 1 else format_ms(hours * 3.6e6)
+
+
+def format_scaled(value: float, unit: str) -> str:
+    """Return a value in micro-units (`uJ`, `uW`) for people, in three significant figures."""
+    for prefix, factor in (("", 1e6), ("m", 1e3)):
+        if abs(value) >= factor:
+            return f"{value / factor:.3g} {prefix}{unit[1:]}"
+    return f"{value:.3g} {unit}"
 
 
 def format_bytes(n_bytes: float) -> str:
