@@ -33,10 +33,18 @@ from edgeshrink.compression import (
     check_recipe,
     compress,
     compressing_steps,
+    report_quantization,
 )
 from edgeshrink.emulation import check_threads, emulate
 from edgeshrink.errors import BudgetError, ConfigError
-from edgeshrink.exporting import Agreement, Exported, check_exportable, export, golden_samples
+from edgeshrink.exporting import (
+    Agreement,
+    Exported,
+    check_exportable,
+    check_widths,
+    export,
+    golden_samples,
+)
 from edgeshrink.exporting.exporter import quantization_error
 from edgeshrink.exporting.gates import EQUAL, compare, engine_limit, is_exact
 from edgeshrink.firmware import (
@@ -141,6 +149,7 @@ def build(
     if dtype not in target.ops.dtypes:
         fault = f"is {dtype!r}, and {target.name} takes {', '.join(target.ops.dtypes)}"
         raise ConfigError("recipe: dtype", fault, "change the recipe, or choose another target")
+    check_widths(step, target)
     check_recipe(task, recipe)
     check_writable(out)
     checkpoints = checkpoints_folder(out)
@@ -169,7 +178,10 @@ def build(
             )  # fmt: skip
     task = replace(task, model=compressed.model)
     with stage("conversion") as report:
-        exported = export(task, target, step, progress=report, quantized=compressed.quantized)
+        exported = export(
+            task, target, step,
+            progress=report, quantized=compressed.quantized, most_drop=budget.accuracy_drop,
+        )  # fmt: skip
     agreements = exported.agreements
     seen: _Recorder | None = None
     if scores:
@@ -177,6 +189,9 @@ def build(
             file_scores, whole, seen = _score_files(task, exported)
             scores |= file_scores
             agreements = (*agreements, *whole)
+    if exported.chosen is not None:
+        with stage("scoring quantization"):
+            compressed = _report_chosen(task, recipe, compressed, exported, seconds["conversion"])
     if isinstance(recipe.steps[-1], ScaleTemperature):
         with stage("calibrating"):
             compressed = _calibrate(task, recipe, compressed, exported)
@@ -277,6 +292,21 @@ def _calibrate(
     with open_model(exported.tflite, "litert", name=MODEL_FILES["tflite"]) as runner:
         predict = tflite_predict(runner, inputs, outputs, structure)
         return calibrate_probabilities(task, recipe, compressed, predict)
+
+
+def _report_chosen(
+    task: Task, recipe: Recipe, compressed: Compressed, exported: Exported, seconds: float
+) -> Compressed:
+    """Report which ranges and widths were chosen, with the score of the `.tflite` itself."""
+    assert exported.chosen is not None
+    inputs, outputs, structure = exported.inputs, exported.outputs, exported.structure
+    with open_model(exported.tflite, "litert", name=MODEL_FILES["tflite"]) as runner:
+        return report_quantization(
+            task, recipe, compressed, tflite_predict(runner, inputs, outputs, structure),
+            note="; ".join((exported.chosen.note, *exported.notes)),
+            details=exported.chosen.to_json(),
+            seconds=seconds,
+        )  # fmt: skip
 
 
 def _drop(task: Task, scores: Mapping[str, float]) -> float | None:

@@ -13,6 +13,8 @@ from edgeshrink.strict_toml import Key, Kind, Table, read_toml
 Scope = Literal["global", "layer"]
 Importance = Literal["magnitude", "taylor", "fpgm", "lamp", "bn-scale", "random"]
 Observer = Literal["histogram", "minmax", "percentile", "mse", "entropy"]
+AnyObserver = Literal["histogram", "minmax", "percentile", "mse", "entropy", "auto"]
+Activations = Literal["int8", "int16", "auto"]
 Optimizer = Literal["sgd", "adamw"]
 Distillation = Literal["none", "soft", "decoupled"]
 
@@ -90,11 +92,19 @@ class Quantize:
     """Post-training quantization, or none of it.
 
     `observer` finds activation ranges: `histogram` and `mse` by least squared error, `percentile`,
-    `entropy` by divergence, or `minmax`.
+    `entropy` by divergence, `minmax`, or `auto`: for each value what disturbs the outputs least.
+
+    With `activations = "auto"` as few layers get int16 activations as bring the drop in score below
+    the budget's on the validation split, or, without such a budget, the error of the outputs below
+    `most_error`. Weights are int8 always.
     """
 
     dtype: Literal["int8", "float32"] = "int8"  # float32: export as it is
-    observer: Observer = "histogram"
+    activations: Activations = "int8"
+    int16: tuple[str, ...] = ()  # layers by their path whose outputs are int16 in any case
+    int8: tuple[str, ...] = ()  # layers whose outputs are int8 in any case
+    most_error: float = 1e-3  # mean squared error over variance of the outputs
+    observer: AnyObserver = "histogram"
     n_samples: int = 128  # calibration samples at most
     equalize: bool = False  # cross-layer equalization first (Nagel et al., 2019)
     correct_bias: bool = False  # of layers, by what quantization moves their means
@@ -147,7 +157,7 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
     "rounds": (1, 100), "epochs": (0, 100_000), "learning_rate": (1e-9, 10),
     "weight_decay": (0, 10), "warmup_share": (0, 0.9), "ema": (0, 0.99999), "patience": (0, 99_999),
     "temperature": (0.1, 100), "weight": (0, 1), "n_samples": (1, 1_000_000),
-    "freeze_observers_at": (0, 1), "n_bins": (2, 1000),
+    "freeze_observers_at": (0, 1), "most_error": (1e-9, 1), "n_bins": (2, 1000),
 }  # fmt: skip
 
 
@@ -260,8 +270,28 @@ def _check_step(step: Step, entry: Table) -> None:
             if pair.count("=") != 1 or not all(pair.partition("=")[::2]):
                 fix = 'write "layer of the student=layer of the teacher"'
                 raise entry.error("features", f"holds {pair!r}", fix)
+    if isinstance(step, Quantize):
+        _check_widths(step, entry)
     if isinstance(step, TrainQuantized) and step.epochs < 1:
         raise entry.error("epochs", "is 0", 'use step = "quantize" for no training')
+
+
+def _check_widths(step: Quantize, entry: Table) -> None:
+    for name in step.int16:
+        if name in step.int8:
+            raise entry.error("int16", f"names {name!r}, and int8 does too", "name it once")
+    if step.dtype == "float32" and (step.activations != "int8" or step.int16):
+        fix = 'leave it out, or say dtype = "int8"'
+        key = "int16" if step.int16 else "activations"
+        raise entry.error(key, "needs quantized weights, and dtype is 'float32'", fix)
+    if step.int8 and step.activations == "int8":
+        fix = 'say activations = "int16" or "auto", or leave it out'
+        raise entry.error("int8", "names layers where all are int8", fix)
+
+
+def uses_int16(step: Step) -> bool:
+    """Say whether a step asks for int16 activations; `auto` may do with none."""
+    return isinstance(step, Quantize) and (step.activations == "int16" or bool(step.int16))
 
 
 def kept_channels(step: Prune) -> dict[str, int]:

@@ -6,6 +6,7 @@ from edgeshrink.compression.compress import (
     check_recipe,
     compress,
     compressing_steps,
+    report_quantization,
 )
 from edgeshrink.compression.steps import StepReport
 
@@ -16,4 +17,5 @@ __all__ = [
     "check_recipe",
     "compress",
     "compressing_steps",
+    "report_quantization",
 ]

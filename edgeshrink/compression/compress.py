@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -160,6 +160,34 @@ def calibrate_probabilities(
             _report(step, changed, before=same, after=same, seconds=time.monotonic() - start_s)
         )
     return replace(compressed, reports=(*compressed.reports, *reports))
+
+
+def report_quantization(
+    task: Task,
+    recipe: Recipe,
+    compressed: Compressed,
+    predict: Predict,
+    *,
+    note: str,
+    details: Mapping[str, Any],
+    seconds: float,
+) -> Compressed:
+    """Add the row of a `quantize` step that had something to choose.
+
+    Args:
+        task: Gives the validation split.
+        recipe: Its `quantize` step is what was done.
+        compressed: What `compress` returned.
+        predict: Of the quantized model.
+        note, details: What was chosen, and why.
+        seconds: What the export took.
+    """
+    step = quantizing_step(recipe)
+    before = _measure(compressed.model, task, _stored_type(recipe))
+    after = replace(before, score=_score(predict, task))
+    changed = Changed(model=compressed.model, note=note, details=details)
+    row = _report(step, changed, before=before, after=after, seconds=seconds)
+    return replace(compressed, reports=(*compressed.reports, row))
 
 
 def check_recipe(task: Task, recipe: Recipe) -> None:

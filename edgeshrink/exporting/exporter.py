@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from edgeshrink.artifact import IoSpec, Layout, Structure
-from edgeshrink.errors import ModelError, ToolchainError
+from edgeshrink.errors import ConfigError, ModelError, ToolchainError
 from edgeshrink.exporting.executorch import lower_to_pte
 from edgeshrink.exporting.gates import (
     EQUAL,
@@ -27,6 +27,7 @@ from edgeshrink.exporting.gates import (
     difference,
     engine_limit,
     is_exact,
+    output_steps,
 )
 from edgeshrink.exporting.tflite import Names, lower_to_tflite
 from edgeshrink.graph import Graph
@@ -40,16 +41,22 @@ from edgeshrink.predict import (
 from edgeshrink.program import ProgramModule
 from edgeshrink.quantizer import Quantized, canonical_program, quantize
 from edgeshrink.quantizer.annotate import refuse_unsupported
+from edgeshrink.quantizer.batching import free_batch, joined
 from edgeshrink.quantizer.canonical import layer_of
+from edgeshrink.quantizer.operators import Engines
+from edgeshrink.quantizer.precision import Chosen, Precision
+from edgeshrink.quantizer.qat import GraphModel
 from edgeshrink.quantizer.samples import calibration_samples
 from edgeshrink.quiet import quiet
-from edgeshrink.recipe import Quantize, TrainQuantized
+from edgeshrink.recipe import Quantize, TrainQuantized, uses_int16
 from edgeshrink.runtimes import open_model
+from edgeshrink.scoring import score
 from edgeshrink.target import Target
 from edgeshrink.task import Arrays, Task
 from edgeshrink.training import float_predict
 
 N_VERIFIED = 32  # samples on which the engines are compared
+N_PROBED = 32  # calibration samples by which ranges and widths are chosen
 N_GOLDEN = 8  # samples kept for the device's self-test
 
 Progress = Callable[[float, str], None]  # share done in [0, 1], what is being done
@@ -60,7 +67,8 @@ class Exported:
     """The lowered files with what was proved about them.
 
     `reference` is the float model that was quantized: the task's, or what training made of it.
-    `golden_inputs` and `golden_outputs` are raw arrays of the `.tflite`, (n, ...) each.
+    `golden_inputs` and `golden_outputs` are raw arrays of the `.tflite`, (n, ...) each. `chosen`:
+    which activations are int16, and why. `notes`: which engines can't run that.
     """
 
     tflite: bytes
@@ -74,6 +82,8 @@ class Exported:
     agreements: tuple[Agreement, ...]
     golden_inputs: Mapping[str, npt.NDArray[Any]]
     golden_outputs: Mapping[str, npt.NDArray[Any]]
+    chosen: Chosen | None = None
+    notes: tuple[str, ...] = ()
 
 
 def export(
@@ -83,6 +93,7 @@ def export(
     *,
     progress: Progress,
     quantized: Quantized | None = None,
+    most_drop: float | None = None,
 ) -> Exported:
     """Lower the task's model for `target`.
 
@@ -94,17 +105,20 @@ def export(
         quantized: What a step of quantization-aware training ended with (`compression.qat` leaves
             it in the model it returns: `changed.model.quantized`); nothing is calibrated then, and
             `task.model` is the float model that it came from. It is left as it is.
+        most_drop: What a choice of int16 activations may lose of the score on `validation`.
 
     Raises:
+        ConfigError: `step` asks for int16 where the target has none, or names a layer that is none.
         ModelError: the model can't be traced, holds an operator that can't be lowered or that the
             target does not allow, or the files disagree.
         ToolchainError: an exporter or runtime is missing.
     """
+    check_widths(step, target)
     examples = _examples(task)
     progress(0.0, "tracing")
     structure, output_names, output_shapes = describe_outputs(task.model, examples)
     samples = calibration_samples(task, step.n_samples)
-    quantizer = None
+    quantizer = wide = chosen = None
     reference = task.model
     if quantized is not None:
         quantizer = quantized.quantizer
@@ -115,11 +129,13 @@ def export(
         folded = unfolded = canonical_program(_source(task.model), examples)
         if isinstance(step, TrainQuantized) or step.dtype == "int8":
             progress(0.1, f"calibrating on {len(samples)} samples")
-            made = _quantize(folded, samples, step)
+            precision = _precision(task, target, step, folded, samples, most_drop)
+            made = _quantize(folded, samples, step, precision)
             quantizer, folded, unfolded = made.quantizer, made.folded, made.unfolded
+            wide, chosen = made.wide, made.chosen
     wants_pte = any(runtime.name == "executorch" for runtime in target.runtimes)
     pte = None
-    if wants_pte:
+    if wants_pte and wide is None:
         progress(0.4, "lowering to .pte")
         pte = lower_to_pte(folded, examples)
     progress(0.6, "lowering to .tflite")
@@ -128,7 +144,9 @@ def export(
         outputs=output_names,
         layers=_layers_by_scale(folded),
     )
-    tflite, input_layouts, output_layouts = lower_to_tflite(unfolded, examples, names, quantizer)
+    tflite, input_layouts, output_layouts = lower_to_tflite(
+        unfolded, examples, names, quantizer, wide
+    )
     graph = read_graph(tflite, name="model.tflite")
     if quantizer is not None:
         check_int8(graph)
@@ -154,14 +172,88 @@ def export(
         agreements=agreements,
         golden_inputs=_golden(inputs, raw_inputs),
         golden_outputs=_golden(outputs, raw_outputs),
+        chosen=chosen,
+        notes=() if wide is None else _wide_notes(graph, wants_pte=wants_pte),
     )
 
 
+def check_widths(step: Quantize | TrainQuantized, target: Target) -> None:
+    """Raise ConfigError where `step` asks for int16 activations and `target` takes none."""
+    if uses_int16(step) and "int16" not in target.ops.dtypes:
+        allowed = ", ".join(target.ops.dtypes)
+        raise ConfigError(
+            "recipe step 'quantize': activations",
+            f"ask for int16, and {target.name} takes {allowed}",
+            'say "int8" (or "auto", which uses int16 only where it is allowed), '
+            "or choose another target",
+        )
+
+
+def _tensors(samples: Sequence[Arrays]) -> list[tuple[Tensor, ...]]:
+    return [tuple(torch.from_numpy(a) for a in sample) for sample in samples]
+
+
+def _precision(
+    task: Task,
+    target: Target,
+    step: Quantize | TrainQuantized,
+    graph_module: fx.GraphModule,
+    samples: Sequence[Arrays],
+    most_drop: float | None,
+) -> Precision | None:
+    """Return what there is to choose, None for nothing; then the graph takes batches, if it can."""
+    if isinstance(step, TrainQuantized):
+        return None
+    if step.activations == "int8" and not step.int16 and step.observer != "auto":
+        return None
+    any_batch = free_batch(graph_module, _source(task.model), _examples(task))
+    probed = _tensors(samples[:: -(-len(samples) // N_PROBED)])
+    engines: frozenset[Engines] = frozenset()
+    if "int16" in target.ops.dtypes:
+        is_mcu = target.kind == "microcontroller"
+        engines = frozenset({"every"}) if is_mcu else frozenset({"every", "litert"})
+    drop = None
+    if most_drop is not None and task.evaluate is not None and "validation" in task.data:
+        before = score(task, float_predict(task.model), "validation")
+
+        def drop(frozen: fx.GraphModule) -> float:
+            body = fx.GraphModule(frozen, copy.deepcopy(frozen.graph))  # a graph has one owner
+            predict = float_predict(GraphModel(body, any_batch=any_batch))
+            return task.metric.drop(before, score(task, predict, "validation"))
+
+    return Precision(
+        activations=step.activations,
+        int16=step.int16,
+        int8=step.int8,
+        engines=engines,
+        most_error=step.most_error,
+        drop=drop,
+        most_drop=most_drop,
+        choose_ranges=step.observer == "auto",
+        batches=joined(probed) if any_batch else probed,
+    )
+
+
+def _wide_notes(graph: Graph, *, wants_pte: bool) -> tuple[str, ...]:
+    """Say which engines have no part in a model with activations of 16 bits."""
+    wide = sum(graph.tensors[op.outputs[0]].dtype == "int16" for op in graph.ops)
+    notes = [
+        f"{wide} of {len(graph.ops)} operators give int16: XNNPACK has no kernels for them, "
+        "LiteRT's built-in ones compute them"
+    ]
+    if wants_pte:
+        notes.append("no model.pte: ExecuTorch has no kernels for int16 activations")
+    return tuple(notes)
+
+
 def _quantize(
-    graph_module: fx.GraphModule, samples: Sequence[Arrays], step: Quantize | TrainQuantized
+    graph_module: fx.GraphModule,
+    samples: Sequence[Arrays],
+    step: Quantize | TrainQuantized,
+    precision: Precision | None,
 ) -> Quantized:
     """Quantize after training, as `step` says."""
-    tensors = [tuple(torch.from_numpy(a) for a in sample) for sample in samples]
+    tensors = _tensors(samples)
     if isinstance(step, TrainQuantized):
         return quantize(graph_module, tensors, observer=step.observer)
     return quantize(
@@ -171,6 +263,7 @@ def _quantize(
         equalize=step.equalize,
         correct_bias=step.correct_bias,
         adaround=step.adaround,
+        precision=precision,
     )
 
 
@@ -301,6 +394,7 @@ def quantization_error(
     raw: Sequence[npt.NDArray[Any]],
     inputs: Sequence[IoSpec],
     outputs: Sequence[IoSpec],
+    steps: Sequence[float] = (),
 ) -> Difference:
     """Compare quantized outputs with those of the float model, rounded to the same codes.
 
@@ -309,6 +403,7 @@ def quantization_error(
         batches: Inputs as the `.tflite` takes them; one array (batch, ...) per input in each.
         raw: The quantized outputs for all of them, (n, ...) each.
         inputs, outputs: How the file stores them.
+        steps: Of every output, as `output_steps` has them; left out, codes count.
     """
     predict = float_predict(model)
     results = [
@@ -316,7 +411,7 @@ def quantization_error(
         for stored in batches
     ]
     columns = [np.concatenate(column) for column in zip(*results, strict=True)]
-    return difference(raw, stored_outputs(columns, outputs))
+    return difference(raw, stored_outputs(columns, outputs), steps)
 
 
 def _agree(
@@ -349,10 +444,11 @@ def _agree(
         outputs,
     )
     is_quantized = all(spec.scale is not None for spec in outputs)
+    steps = output_steps(graph)
     error = None
     if is_quantized:
         singles = ([a[i : i + 1] for a in stored] for i in range(len(real[0])))
-        error = quantization_error(reference_model, singles, simulated, inputs, outputs)
+        error = quantization_error(reference_model, singles, simulated, inputs, outputs, steps)
     limit = engine_limit(graph, error)
     found = []
     if pte is not None:
@@ -360,7 +456,7 @@ def _agree(
             got = stored_outputs(runner.run(*real), outputs)
         pair = EQUAL if is_quantized and is_exact(graph) else limit
         found.append(compare("executorch", "litert", got, reference, limit=pair))
-    found.append(compare("torch", "litert", simulated, reference, limit=limit))
+    found.append(compare("torch", "litert", simulated, reference, limit=limit, steps=steps))
     for engine, is_run in (("litert-builtin", False), ("tflm", needs_tflm)):
         try:
             got = run(engine)
@@ -369,7 +465,9 @@ def _agree(
             if engine != "tflm" or (needs_tflm and isinstance(err, ModelError)):
                 raise
             continue
-        found.append(compare(engine, "litert", got, reference, limit=limit, is_run=is_run))
+        found.append(
+            compare(engine, "litert", got, reference, limit=limit, is_run=is_run, steps=steps)
+        )
     return tuple(found), reference
 
 

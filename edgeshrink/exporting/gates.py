@@ -175,12 +175,32 @@ def engine_limit(graph: Graph, quantization: Difference | None = None) -> Limit:
     )
 
 
-def difference(got: Sequence[npt.NDArray[Any]], expected: Sequence[npt.NDArray[Any]]) -> Difference:
-    """Compare two lists of outputs (n, ...), value by value."""
+def output_steps(graph: Graph) -> tuple[float, ...]:
+    """Return for every output how many of its codes a difference of 1 stands for.
+
+    An output of int16 is counted in steps of int8, 256 codes each, where values before it are int8:
+    one of them a step apart moves the output by about as much. Where all is int16, codes count.
+    """
+    rounds_int8 = any(
+        graph.tensors[op.outputs[0]].dtype == "int8"
+        for op in graph.ops
+        if op.kind not in (*_MOVES, "QUANTIZE")
+    )
+    return tuple(
+        256.0 if rounds_int8 and graph.tensors[i].dtype == "int16" else 1.0 for i in graph.outputs
+    )
+
+
+def difference(
+    got: Sequence[npt.NDArray[Any]],
+    expected: Sequence[npt.NDArray[Any]],
+    steps: Sequence[float] = (),
+) -> Difference:
+    """Compare two lists of outputs (n, ...), value by value; `steps` as `output_steps` has them."""
     apart = np.concatenate(
         [
-            (g.astype(np.float64) - e.astype(np.float64)).ravel()
-            for g, e in zip(got, expected, strict=True)
+            (g.astype(np.float64) - e.astype(np.float64)).ravel() / step
+            for g, e, step in zip(got, expected, steps or [1.0] * len(got), strict=True)
         ]
     )
     return Difference(
@@ -199,6 +219,7 @@ def compare(
     *,
     limit: Limit,
     is_run: bool = True,
+    steps: Sequence[float] = (),
 ) -> Agreement:
     """Compare raw outputs (n, ...) of two engines; ModelError when they are too far apart.
 
@@ -210,13 +231,15 @@ def compare(
         is_run: Whether the target runs `engine`. Of one that it does not run, a difference beyond
             the limit is reported in the agreement, and is no error up to `GROSS` times the limit:
             then the engine computes something else, or misreads the file.
+        steps: Of every output, as `output_steps` has them; left out, codes count.
 
     Raises:
         ModelError: the largest difference is beyond the limit, or the rms is (what moves every
             value a little is no rounding), or a float output is not finite.
     """
     quantized = all(np.issubdtype(e.dtype, np.integer) for e in expected)
-    found, unit = difference(got, expected), "LSB"
+    found = difference(got, expected, steps)
+    unit = "LSB of int8" if any(step != 1 for step in steps) else "LSB"
     if not quantized:
         whole = max(float(np.abs(e).max(initial=0)) for e in expected) or 1.0
         found = replace(found, largest=found.largest / whole, rms=found.rms / whole)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,8 +13,10 @@ from torch import Tensor, fx, nn
 from edgeshrink.artifact import Layout
 from edgeshrink.errors import ModelError, ToolchainError
 from edgeshrink.exporting.tflite_passes import finish
+from edgeshrink.exporting.widen_file import widen_file
 from edgeshrink.quantizer.annotate import Int8Quantizer
 from edgeshrink.quantizer.canonical import TORCH_ERRORS, operand, propagate_shapes
+from edgeshrink.quantizer.widths import Wide
 from edgeshrink.quiet import quiet, reason
 
 aten = torch.ops.aten
@@ -56,6 +59,7 @@ def lower_to_tflite(
     example_inputs: Sequence[Tensor],
     names: Names,
     quantizer: Int8Quantizer | None,
+    wide: Wide | None = None,
 ) -> tuple[bytes, tuple[Layout, ...], tuple[Layout, ...]]:
     """Return the bytes of a `.tflite`, and the layout of its inputs and outputs.
 
@@ -67,6 +71,7 @@ def lower_to_tflite(
         example_inputs: Contiguous tensors, batch of 1, in the model's own layout.
         names: Names for inputs, outputs and layers.
         quantizer: The quantizer that annotated the graph; None for a float model.
+        wide: What is to be 16 bits wide; None: nothing.
 
     Raises:
         ToolchainError: litert-torch is not installed.
@@ -107,6 +112,7 @@ def lower_to_tflite(
         output_names=names.outputs,
         layers=names.layers,
         quantized=quantizer is not None,
+        widen=None if wide is None else partial(widen_file, wide=wide),
     )
     return finished, input_layouts, output_layouts
 

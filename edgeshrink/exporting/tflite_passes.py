@@ -324,11 +324,17 @@ def finish(
     output_names: tuple[str, ...],
     layers: Mapping[tuple[float, int], str],
     quantized: bool,
+    widen: Callable[[Editor], None] | None = None,
 ) -> bytes:
-    """Return the model with `PASSES` applied, named, and free of what nothing refers to."""
+    """Return the model with `PASSES` applied, named, and free of what nothing refers to.
+
+    `widen` makes values 16 bits wide, once all is int8.
+    """
     editor = Editor(data)
     for apply in (*INT8_PASSES, *PASSES) if quantized else PASSES:
         apply(editor)
+    if widen is not None:
+        widen(editor)
     _name(editor, input_names, output_names, layers)
     editor.drop_unused()
     return editor.bytes()

@@ -22,7 +22,12 @@ from torchao.quantization.pt2e.quantizer import (
 
 from edgeshrink.errors import ModelError
 from edgeshrink.quantizer.canonical import add_constant, layer_of, operand
-from edgeshrink.quantizer.observers import EntropyObserver, MseObserver, PercentileObserver
+from edgeshrink.quantizer.observers import (
+    AnyObserver,
+    EntropyObserver,
+    MseObserver,
+    PercentileObserver,
+)
 from edgeshrink.quantizer.operators import REMEDIES, RULES, Rule
 
 aten = torch.ops.aten
@@ -35,6 +40,7 @@ OBSERVERS: Final[dict[str, Any]] = {
     "percentile": PercentileObserver,
     "mse": MseObserver,
     "entropy": EntropyObserver,
+    "auto": AnyObserver,
 }
 # Observers that find the same range however values are batched; torchao's histogram does not.
 BATCHABLE: Final = frozenset(OBSERVERS) - {"histogram"}

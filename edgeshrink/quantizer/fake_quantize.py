@@ -15,9 +15,12 @@ from torchao.quantization.pt2e.observer import (
 
 from edgeshrink.quantizer.annotate import EPSILON
 from edgeshrink.quantizer.canonical import constant_of, operand
+from edgeshrink.quantizer.observers import AnyObserver
 from edgeshrink.quantizer.operators import RULES
 
 aten = torch.ops.aten
+EPSILON_WIDE: Final = 2.0**-20  # smallest scale of 16 bits
+FIXED_WIDE: Final = 2.0**-15  # what the specification fixes for softmax, sigmoid and tanh
 MOST_QUOTIENT: Final = 256  # of the scales of a global mean's input and output
 
 
@@ -29,6 +32,10 @@ class FakeQuantize(ObserverBase):  # type: ignore[misc]
     stops it.
 
     Attributes:
+        observed: Least and largest value that an activation had.
+        candidates: Scale and zero point by the word of the observer that found them, where several
+            looked at the same values.
+        narrow_scale: What `narrow` puts back: scale and zero point of int8; None where it is int8.
         follows: Whether the scale follows the values (weights of which training moves the largest).
         growth: Logarithm of what training multiplied the scale by (LSQ, Esser et al., 2020); None
             where the scale is not learned. A factor keeps the scale above 0, and lets one learning
@@ -48,8 +55,48 @@ class FakeQuantize(ObserverBase):  # type: ignore[misc]
         scale, zero_point = observer.calculate_qparams()
         self.register_buffer("scale", scale.detach().clone().float())
         self.register_buffer("zero_point", zero_point.detach().clone().to(torch.int32))
+        self.observed = _observed(observer)
+        self.candidates = _candidates(observer)
+        self.narrow_scale: tuple[Tensor, Tensor] | None = None
         self.follows = False
         self.growth: nn.Parameter | None = None
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether values are stored in 16 bits."""
+        return bool(self.dtype == torch.int16)
+
+    def widen(self) -> None:
+        """Store values in 16 bits, symmetrically around 0 as the specification of int16x8 has it.
+
+        All values that were observed are in range: clipping buys nothing where steps are this fine.
+        """
+        if self.is_wide:
+            return
+        self.narrow_scale = self.scale.clone(), self.zero_point.clone()
+        self.dtype, self.qscheme = torch.int16, torch.per_tensor_symmetric
+        self.quant_min, self.quant_max = -(2**15), 2**15 - 1
+        low, high = self.observed
+        largest = max(abs(low), abs(high))
+        scale = FIXED_WIDE if self.is_fixed else max(largest / self.quant_max, EPSILON_WIDE)
+        self.scale.fill_(scale)
+        self.zero_point.fill_(0)
+
+    def narrow(self) -> None:
+        """Undo `widen`."""
+        if self.narrow_scale is None:
+            return
+        self.dtype, self.qscheme = torch.int8, torch.per_tensor_affine
+        self.quant_min, self.quant_max = -(2**7), 2**7 - 1
+        self.scale.copy_(self.narrow_scale[0])
+        self.zero_point.copy_(self.narrow_scale[1])
+        self.narrow_scale = None
+
+    def take(self, observer: str) -> None:
+        """Use the range that one of the observers found; `candidates` has their words."""
+        scale, zero_point = self.candidates[observer]
+        self.scale.copy_(scale)
+        self.zero_point.copy_(zero_point)
 
     def learn(self) -> None:
         """Make the scale a parameter."""
@@ -104,6 +151,26 @@ class FakeQuantize(ObserverBase):  # type: ignore[misc]
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Return scale and zero point, as `convert_pt2e` asks for them."""
         return self.scale, self.zero_point.long()
+
+
+def _observed(observer: Any) -> tuple[float, float]:
+    """Return the least and the largest value that an activation's observer saw."""
+    if hasattr(observer, "least"):
+        return float(observer.least), float(observer.largest)
+    low, high = getattr(observer, "min_val", None), getattr(observer, "max_val", None)
+    if low is None or high is None or low.numel() != 1:
+        return 0.0, 0.0  # of weights and of fixed ranges, which do not ask
+    return float(low), float(high)
+
+
+def _candidates(observer: Any) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return scale and zero point of every range that an `AnyObserver` found."""
+    if not isinstance(observer, AnyObserver):
+        return {}
+    return {
+        word: tuple(x.detach().float() for x in observer.scale_of(*bounds))  # type: ignore[misc]
+        for word, bounds in observer.ranges().items()
+    }
 
 
 def freeze(prepared: fx.GraphModule) -> None:

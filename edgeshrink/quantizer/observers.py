@@ -84,7 +84,10 @@ class CountingObserver(UniformQuantizationObserverBase):  # type: ignore[misc]
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Return scale and zero point, one element each."""
-        low, high = self.range() if self.width else (math.inf, -math.inf)
+        return self.scale_of(*(self.range() if self.width else (math.inf, -math.inf)))
+
+    def scale_of(self, low: float, high: float) -> tuple[Tensor, Tensor]:
+        """Return scale and zero point of a range, one element each."""
         scale, zero_point = self._calculate_qparams(torch.tensor(low), torch.tensor(high))
         return scale, zero_point
 
@@ -187,3 +190,24 @@ class EntropyObserver(CountingObserver):
         q = np.maximum(q, LEAST_DENSITY)
         seen = p > 0
         return float((p[seen] * np.log(p[seen] / q[seen])).sum())
+
+
+class AnyObserver(MseObserver):
+    """Offers what each of the observers would have found; `quantizer.precision` chooses."""
+
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """Return a range by the word of its observer: least and largest first."""
+        if not self.width:
+            return {}
+        return {
+            "minmax": (self.least, self.largest),
+            "percentile": self._as(PercentileObserver).range(),
+            "mse": self.range(),
+            "entropy": self._as(EntropyObserver).range(),
+        }
+
+    def _as(self, kind: type[CountingObserver]) -> CountingObserver:
+        """Return an observer of another kind that has seen the same values."""
+        found = kind.__new__(kind)
+        found.__dict__.update(self.__dict__)
+        return found

@@ -13,6 +13,7 @@ import torch
 
 aten = torch.ops.aten
 
+Engines = Literal["every", "litert", "none"]
 Kind = Literal["weighted", "activation", "same", "join", "own", "lookup"]
 
 
@@ -27,9 +28,13 @@ class Rule:
     - `join`: all inputs and the output have one scale.
     - `own`: the output has a scale of its own, every float input too.
     - `lookup`: like `own`, but with the scale and zero point that the specification fixes.
+
+    `wide` says who has a kernel with int16 activations: `every` engine that runs `.tflite`, LiteRT
+    alone, or `none`.
     """
 
     kind: Kind
+    wide: Engines = "every"
     weight_axis: int = 0
     scale: float = 0.0
     zero_point: int = 0
@@ -51,14 +56,14 @@ RULES: Final[dict[Any, Rule]] = {
     aten.mul.Tensor: _OWN,
     aten.matmul.default: _OWN,
     aten.bmm.default: _OWN,
-    aten.rsqrt.default: _OWN,
+    aten.rsqrt.default: Rule(kind="own", wide="litert"),
     aten.mean.dim: _OWN,
     aten.sum.dim_IntList: _OWN,
     aten.adaptive_avg_pool2d.default: _OWN,  # the mean of the whole map: MEAN in the file
     aten.avg_pool2d.default: _SAME,  # the specification demands it of AVERAGE_POOL_2D
     aten.max_pool2d.default: _SAME,
     aten.upsample_nearest2d.vec: _SAME,
-    aten.upsample_bilinear2d.vec: _SAME,
+    aten.upsample_bilinear2d.vec: Rule(kind="same", wide="litert"),
     aten.maximum.default: _JOIN,
     aten.minimum.default: _JOIN,
     aten.cat.default: _JOIN,
@@ -71,12 +76,12 @@ RULES: Final[dict[Any, Rule]] = {
     aten.amax.default: _SAME,
     aten.abs.default: _OWN,
     aten.constant_pad_nd.default: _SAME,
-    aten.hardswish.default: _OWN,
-    aten.gelu.default: _OWN,
+    aten.hardswish.default: Rule(kind="own", wide="none"),
+    aten.gelu.default: Rule(kind="own", wide="litert"),
     aten.leaky_relu.default: _OWN,
     aten.softmax.int: Rule(kind="lookup", scale=1 / 256, zero_point=-128),
     aten._softmax.default: Rule(kind="lookup", scale=1 / 256, zero_point=-128),
-    aten.log_softmax.int: Rule(kind="lookup", scale=16 / 256, zero_point=127),
+    aten.log_softmax.int: Rule(kind="lookup", scale=16 / 256, zero_point=127, wide="none"),
     aten.sigmoid.default: Rule(kind="lookup", scale=1 / 256, zero_point=-128),
     aten.tanh.default: Rule(kind="lookup", scale=1 / 128, zero_point=0),
 }

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +17,8 @@ from edgeshrink.quantizer.batching import fix_batch
 from edgeshrink.quantizer.canonical import add_biases, layer_of, operand, own_constants
 from edgeshrink.quantizer.equalize import equalize_layers
 from edgeshrink.quantizer.fake_quantize import bound_mean_scales, freeze, snap_constants
+from edgeshrink.quantizer.precision import Chosen, Precision, choose
+from edgeshrink.quantizer.widths import Wide, marked_int8, tell_apart, wide_quantizers
 from edgeshrink.quiet import quiet
 
 
@@ -28,12 +29,16 @@ class Quantized:
     - `unfolded`: weights are float with quantize/dequantize pairs (litert-torch wants them so);
     - `folded`: weights are int8 (ExecuTorch wants them so).
     - `reference`: what was quantized, in float; None: the model that the graph was traced from.
+    - `chosen`: which ranges and widths were chosen, and why; None: nothing was to be chosen.
+    - `wide`: which scales of `unfolded`, all int8, stand for values of 16 bits; None: none do.
     """
 
     quantizer: Int8Quantizer
     unfolded: fx.GraphModule
     folded: fx.GraphModule
     reference: nn.Module | None = None
+    wide: Wide | None = None
+    chosen: Chosen | None = None
 
 
 def quantize(
@@ -44,6 +49,7 @@ def quantize(
     equalize: bool = False,
     correct_bias: bool = False,
     adaround: bool = False,
+    precision: Precision | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Quantized:
     """Quantize a canonical graph to int8 with ranges observed on `calibration`.
@@ -55,11 +61,13 @@ def quantize(
         equalize: Equalize weights across layers first.
         correct_bias: Shift biases by what quantization moved the means of channels.
         adaround: Choose for every weight which way it rounds.
+        precision: Which activations are 16 bits wide; None: none.
         progress: Called with the number of samples done.
 
     Raises:
         ModelError: an operator has no int8 form, there is no calibration data, or an activation
-            is not finite.
+            is not finite, or a layer that is to be int16 has no kernel for it.
+        ConfigError: `precision` names a layer that is none.
     """
     samples = list(calibration) if adaround or correct_bias else calibration
     prepared, quantizer = prepare(
@@ -68,10 +76,11 @@ def quantize(
     calibrate(prepared, samples, progress=progress)
     freeze(prepared)
     bound_mean_scales(prepared)
+    chosen = None if precision is None else choose(prepared, precision)
     if adaround or correct_bias:
         assert isinstance(samples, list)
         adapt(prepared, samples, adaround=adaround, correct_bias=correct_bias)
-    return convert(prepared, quantizer)
+    return replace(convert(prepared, quantizer), chosen=chosen)
 
 
 def prepare(
@@ -124,12 +133,16 @@ def calibrate(
 def convert(frozen: fx.GraphModule, quantizer: Int8Quantizer) -> Quantized:
     """Return both forms of a frozen graph; it is consumed."""
     fix_batch(frozen)
+    wide = None
     with torch.no_grad():
+        if wide_quantizers(frozen):
+            wide = tell_apart(frozen)
         snap_constants(frozen)
+        marked = marked_int8(frozen)
     with quiet():
-        unfolded = convert_pt2e(copy.deepcopy(frozen), fold_quantize=False)
+        unfolded = convert_pt2e(marked, fold_quantize=False)
         folded = convert_pt2e(frozen, fold_quantize=True)
-    return Quantized(quantizer=quantizer, unfolded=unfolded, folded=folded)
+    return Quantized(quantizer=quantizer, unfolded=unfolded, folded=folded, wide=wide)
 
 
 def _first_bad_row(value: Tensor) -> int:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from edgeshrink.quantizer.canonical import layer_of, operand
 from edgeshrink.quantizer.fake_quantize import bound_mean_scales, freeze
+from edgeshrink.quantizer.partly import output_noise, partly_quantized
 from edgeshrink.quantizer.quantize import calibrate, prepare
 from edgeshrink.quiet import quiet
 
@@ -46,48 +46,14 @@ def layer_sensitivity(
         if node.op == "call_module":
             layers.setdefault(_layer(node), set()).add(node)
     with torch.no_grad():
-        expected = [_leaves(_Partly(frozen, set()).run(*inputs)) for inputs in calibration]
+        expected = partly_quantized(frozen, set(), calibration)
         return {
-            layer: _noise(
-                expected, [_leaves(_Partly(frozen, nodes).run(*inputs)) for inputs in calibration]
-            )
+            layer: output_noise(expected, partly_quantized(frozen, nodes, calibration))
             for layer, nodes in layers.items()
         }
-
-
-class _Partly(fx.Interpreter):
-    """Runs a frozen graph in which only some nodes quantize."""
-
-    def __init__(self, frozen: fx.GraphModule, quantizing: set[fx.Node]) -> None:
-        super().__init__(frozen)
-        self.extra_traceback = False
-        self.quantizing = quantizing
-
-    def run_node(self, node: fx.Node) -> Any:
-        """Run `node`, or pass on what it reads."""
-        if node.op == "call_module" and node not in self.quantizing:
-            return self.env[operand(node, 0)]
-        return super().run_node(node)
 
 
 def _layer(node: fx.Node) -> str:
     """Return the layer that a quantizing node belongs to."""
     source = operand(node, 0)
     return layer_of(next(iter(node.users)) if source.op == "get_attr" else source)
-
-
-def _leaves(outputs: Any) -> list[Tensor]:
-    return [x.double() for x in torch.utils._pytree.tree_leaves(outputs)]
-
-
-def _noise(expected: list[list[Tensor]], got: list[list[Tensor]]) -> float:
-    """Return squared error over variance, summed over the outputs."""
-    error = spread = 0.0
-    for wanted, found in zip(zip(*expected, strict=True), zip(*got, strict=True), strict=True):
-        one, other = (
-            torch.cat([x.reshape(-1) for x in wanted]),
-            torch.cat([x.reshape(-1) for x in found]),
-        )
-        error += float(((one - other) ** 2).sum())
-        spread += float(((one - one.mean()) ** 2).sum())
-    return error / max(spread, 1e-30)
