@@ -11,8 +11,10 @@ import subprocess
 import sys
 import time
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
+import click
 import pytest
 
 import edgeshrink
@@ -147,7 +149,7 @@ def test_a_missing_extra_ends_with_5_and_the_install_line(tmp_path):
     ("arguments", "said"),
     [
         (["targts"], "No such command 'targts'; did you mean 'targets'?"),
-        (["xyz"], "No such command 'xyz'; known: build, compile, init, plan, profile, targets"),
+        (["xyz"], f"No such command 'xyz'; known: {', '.join(sorted(COMMANDS))}"),
         (["--jsn"], "No such option '--jsn'"),
         (["build"], "Missing option '--target'"),
         (["build", "--tarjet", "rpi4"], "--target"),
@@ -192,7 +194,18 @@ def test_every_command_explains_itself_and_every_option(run, command, option):
     code, out, err = run(command, option)
     assert (code, err) == (0, "")
     assert out.startswith(f"Usage: edgeshrink {command} ")
-    assert "--json" in out
+    parts = subcommands(command)
+    for part in parts:
+        assert f"\n  {part} " in out
+        code, of_part, err = run(command, part, option)
+        assert (code, err) == (0, "")
+        assert "--json" in of_part
+    assert parts or "--json" in out
+
+
+def subcommands(command):
+    found = import_module(COMMANDS[command]).command
+    return list(found.commands) if isinstance(found, click.Group) else []
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], []])
