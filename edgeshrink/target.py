@@ -15,6 +15,8 @@ from edgeshrink.resources import resource_dir
 from edgeshrink.strict_toml import Key, Table, nearest, read_toml
 
 Kind = Literal["application-processor", "microcontroller", "host"]
+Holds = Literal["code", "constants", "both"]
+Fills = Literal["line", "read"]
 
 # Words for `cpu.isa`, and what each lets a kernel do.
 ISA: Final = {
@@ -28,6 +30,7 @@ ISA: Final = {
     "dual-issue": "two instructions per cycle",
     "mve": "Helium vector extension of Armv8.1-M",
     "mul": "32-bit multiply in one cycle",
+    "pie": "128-bit SIMD of ESP32-S3, sixteen int8 products per instruction",
     "rv32imc": "RISC-V base integer, multiply and compressed instructions",
 }
 DTYPES: Final = ("int8", "int16", "float16", "float32")
@@ -71,6 +74,9 @@ class Cache:
     size_bytes: int
     line_bytes: int | None = None
     shared: bool = False  # by all cores
+    holds: Holds = "both"
+    ways: int | None = None  # lines of a set; None: any line may be anywhere
+    fills: Fills = "line"  # what a miss brings in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +89,7 @@ class Memory:
     firmware_ram_bytes: int = 0
     flash_wait_states: int | None = None
     flash_bus_bits: int | None = None
+    flash_prefetch: bool = False
     tcm_bytes: int | None = None  # tightly coupled data memory, part of ram_bytes
     bandwidth_mb_s: float | None = None  # bytes copied once, large memcpy
     caches: tuple[Cache, ...] = ()
@@ -178,10 +185,13 @@ MEMORY_KEYS: Final = (
         meaning="Flash that everything but the model takes"),
     Key(name="firmware_ram", kind="size", default=0, field="firmware_ram_bytes",
         meaning="RAM that everything but the model takes"),
-    Key(name="flash_wait_states", kind="integer", low=0, high=32, default=None, unit="cycles",
-        meaning="Extra cycles of a read from flash at `clock_mhz`"),
+    Key(name="flash_wait_states", kind="integer", low=0, high=1000, default=None, unit="cycles",
+        meaning="Extra cycles of a read from flash at `clock_mhz`; of serial flash, those that "
+        "bring `flash_bus_bits`"),
     Key(name="flash_bus_bits", kind="integer", low=8, high=1024, default=None, unit="bits",
-        meaning="Width of one read from flash"),
+        meaning="Width of one read from flash; serial flash: what is read at once, a cache line"),
+    Key(name="flash_prefetch", kind="flag", default=False, meaning="Whether the next read of code "
+        "from flash begins before it is asked for"),
     Key(name="tcm", kind="size", low=1, default=None, field="tcm_bytes",
         meaning="Tightly coupled data memory, part of `ram`"),
     Key(name="bandwidth_mb_s", kind="number", low=1, high=10_000_000, default=None,
@@ -194,6 +204,12 @@ CACHE_KEYS: Final = (
     Key(name="line_bytes", kind="integer", low=4, high=1024, default=None, unit="bytes",
         meaning="Length of a line"),
     Key(name="shared", kind="flag", default=False, meaning="Whether all cores share it"),
+    Key(name="holds", kind="text", choices=get_args(Holds), default="both", meaning="What of the "
+        "flash of a microcontroller it holds"),
+    Key(name="ways", kind="integer", low=1, high=1024, default=None, meaning="Lines of a set; left "
+        "out, a line may be anywhere"),
+    Key(name="fills", kind="text", choices=get_args(Fills), default="line", meaning="What a miss "
+        "brings in: its line, or one read of `flash_bus_bits`"),
 )  # fmt: skip
 OPS_KEYS: Final = (
     Key(name="dtypes", kind="texts", low=1, choices=DTYPES, meaning="Types that a model may "
