@@ -66,7 +66,7 @@ from edgeshrink.predict import (
     to_file_layout,
 )
 from edgeshrink.profile import Profile
-from edgeshrink.recipe import Quantize, Recipe, ScaleTemperature, quantizing_step
+from edgeshrink.recipe import Factorize, Quantize, Recipe, ScaleTemperature, quantizing_step
 from edgeshrink.runtimes import open_model
 from edgeshrink.scoring import score
 from edgeshrink.staging import check_writable, staging
@@ -155,7 +155,8 @@ def build(
     checkpoints = checkpoints_folder(out)
     if task.training is not None or compressing_steps(recipe):
         with stage("checking"):
-            check_exportable(task, step)
+            names_stay = not any(isinstance(s, Factorize) for s in recipe.steps)
+            check_exportable(task, step, target, names_stay=names_stay)
         claim_folder(checkpoints, {"task": task.name, "seed": str(seed), "target": target.name})
     if compressing_steps(recipe):
         steps = {f"step {i + 1}": repr(step) for i, step in enumerate(recipe.steps)}

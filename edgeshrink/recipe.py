@@ -17,6 +17,7 @@ AnyObserver = Literal["histogram", "minmax", "percentile", "mse", "entropy", "au
 Activations = Literal["int8", "int16", "auto"]
 Optimizer = Literal["sgd", "adamw"]
 Distillation = Literal["none", "soft", "decoupled"]
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,7 @@ class Finetune:
     temperature: float = 4.0
     weight: float = 0.7  # of the teacher's part in the loss
     features: tuple[str, ...] = ()  # "student.layer=teacher.layer": attention transfer
+    precision: Precision = "float32"  # bfloat16: of products, teacher's too; half the time
 
 
 @dataclass(frozen=True, kw_only=True)

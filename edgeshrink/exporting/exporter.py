@@ -46,7 +46,9 @@ from edgeshrink.quantizer.canonical import layer_of
 from edgeshrink.quantizer.operators import Engines
 from edgeshrink.quantizer.precision import Chosen, Precision
 from edgeshrink.quantizer.qat import GraphModel
+from edgeshrink.quantizer.quantize import prepare
 from edgeshrink.quantizer.samples import calibration_samples
+from edgeshrink.quantizer.widths import asked_values, values_of
 from edgeshrink.quiet import quiet
 from edgeshrink.recipe import Quantize, TrainQuantized, uses_int16
 from edgeshrink.runtimes import open_model
@@ -173,7 +175,7 @@ def export(
         golden_inputs=_golden(inputs, raw_inputs),
         golden_outputs=_golden(outputs, raw_outputs),
         chosen=chosen,
-        notes=() if wide is None else _wide_notes(graph, wants_pte=wants_pte),
+        notes=() if wide is None else _wide_notes(graph, target),
     )
 
 
@@ -208,16 +210,13 @@ def _precision(
         return None
     any_batch = free_batch(graph_module, _source(task.model), _examples(task))
     probed = _tensors(samples[:: -(-len(samples) // N_PROBED)])
-    engines: frozenset[Engines] = frozenset()
-    if "int16" in target.ops.dtypes:
-        is_mcu = target.kind == "microcontroller"
-        engines = frozenset({"every"}) if is_mcu else frozenset({"every", "litert"})
     drop = None
     if most_drop is not None and task.evaluate is not None and "validation" in task.data:
         before = score(task, float_predict(task.model), "validation")
 
         def drop(frozen: fx.GraphModule) -> float:
-            body = fx.GraphModule(frozen, copy.deepcopy(frozen.graph))  # a graph has one owner
+            with quiet():
+                body = fx.GraphModule(frozen, copy.deepcopy(frozen.graph))  # a graph has one owner
             predict = float_predict(GraphModel(body, any_batch=any_batch))
             return task.metric.drop(before, score(task, predict, "validation"))
 
@@ -225,7 +224,7 @@ def _precision(
         activations=step.activations,
         int16=step.int16,
         int8=step.int8,
-        engines=engines,
+        engines=_wide_engines(target),
         most_error=step.most_error,
         drop=drop,
         most_drop=most_drop,
@@ -234,14 +233,14 @@ def _precision(
     )
 
 
-def _wide_notes(graph: Graph, *, wants_pte: bool) -> tuple[str, ...]:
-    """Say which engines have no part in a model with activations of 16 bits."""
+def _wide_notes(graph: Graph, target: Target) -> tuple[str, ...]:
+    """Say how many operators have 16 bits, and which engines have no part in that."""
     wide = sum(graph.tensors[op.outputs[0]].dtype == "int16" for op in graph.ops)
-    notes = [
-        f"{wide} of {len(graph.ops)} operators give int16: XNNPACK has no kernels for them, "
-        "LiteRT's built-in ones compute them"
-    ]
-    if wants_pte:
+    count = f"{wide} of {len(graph.ops)} operators give int16"
+    if target.kind == "microcontroller":
+        return (f"{count}: their kernels take more cycles than those of int8",)
+    notes = [f"{count}: XNNPACK has no kernels for them, LiteRT's built-in ones compute them"]
+    if any(runtime.name == "executorch" for runtime in target.runtimes):
         notes.append("no model.pte: ExecuTorch has no kernels for int16 activations")
     return tuple(notes)
 
@@ -267,14 +266,43 @@ def _quantize(
     )
 
 
-def check_exportable(task: Task, step: Quantize | TrainQuantized) -> None:
+def check_exportable(
+    task: Task,
+    step: Quantize | TrainQuantized,
+    target: Target | None = None,
+    *,
+    names_stay: bool = True,
+) -> None:
     """Raise ModelError when the model can't be traced, or holds an operator without an int8 form.
 
     `export` finds that as well; this takes seconds, and is for the time before a long training.
+
+    Args:
+        task: Its model is traced.
+        step: Whether it quantizes, and which layers it wants in 16 bits.
+        target: Whose kernels of 16 bits count; None: they are not asked for.
+        names_stay: Whether layers keep their names until they are quantized: then ConfigError tells
+            of one that `step` names and the model has not.
     """
     graph_module = canonical_program(_source(task.model), _examples(task))
-    if isinstance(step, TrainQuantized) or step.dtype == "int8":
-        refuse_unsupported(graph_module)
+    if isinstance(step, Quantize) and step.dtype != "int8":
+        return
+    refuse_unsupported(graph_module)
+    if target is None or not names_stay or not uses_int16(step):
+        return
+    assert isinstance(step, Quantize)
+    prepared, _ = prepare(graph_module, step.observer)
+    values = values_of(prepared, _wide_engines(target))
+    asked_values(values, step.activations, step.int16, step.int8)
+
+
+def _wide_engines(target: Target) -> frozenset[Engines]:
+    """Return whose kernels of 16 bits a target can use."""
+    if "int16" not in target.ops.dtypes:
+        return frozenset()
+    if target.kind == "microcontroller":
+        return frozenset({"every"})
+    return frozenset({"every", "litert"})
 
 
 def _examples(task: Task) -> tuple[Tensor, ...]:

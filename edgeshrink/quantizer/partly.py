@@ -42,13 +42,20 @@ def _leaves(outputs: Any) -> list[Tensor]:
 
 
 def output_noise(expected: Outputs, got: Outputs) -> float:
-    """Return squared error over variance of `expected`, both summed over the outputs."""
+    """Return squared error over variance of `expected`, both summed over the outputs.
+
+    What every sample has in common says nothing about it: the variance of an element is taken over
+    the samples, where there are several.
+    """
     error = spread = 0.0
     for wanted, found in zip(zip(*expected, strict=True), zip(*got, strict=True), strict=True):
-        one, other = (
-            torch.cat([x.reshape(-1) for x in wanted]),
-            torch.cat([x.reshape(-1) for x in found]),
-        )
+        one, other = _joined(wanted), _joined(found)
+        mean = one.mean(0) if len(one) > 1 else one.mean()
         error += float(((one - other) ** 2).sum())
-        spread += float(((one - one.mean()) ** 2).sum())
+        spread += float(((one - mean) ** 2).sum())
     return error / max(spread, 1e-30)
+
+
+def _joined(batches: Sequence[Tensor]) -> Tensor:
+    """Return (samples, ...) of an output of all batches."""
+    return torch.cat([x if x.dim() else x.reshape(1) for x in batches])

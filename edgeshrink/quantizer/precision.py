@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from edgeshrink.quantizer.fake_quantize import FakeQuantize, fake_quantizers, quantizer_of
 from edgeshrink.quantizer.operators import Engines
 from edgeshrink.quantizer.partly import Outputs, output_noise, partly_quantized
-from edgeshrink.quantizer.widths import Value, named_values, values_of, widen
+from edgeshrink.quantizer.widths import Value, asked_values, values_of, widen
 
 Activations = Literal["int8", "int16", "auto"]
 LEAST_GAIN: Final = 1.25  # times the error of int8 weights alone: below it int16 buys nothing
@@ -96,15 +96,12 @@ def choose(frozen: fx.GraphModule, precision: Precision) -> Chosen | None:
             note="; ".join(notes),
         )  # fmt: skip
     values = values_of(frozen, precision.engines)
-    asked = named_values(values, precision.int16, "recipe step 'quantize': int16")
-    kept = named_values(values, precision.int8, "recipe step 'quantize': int8")
+    asked, kept = asked_values(values, precision.activations, precision.int16, precision.int8)
     activations = {value.quantizer for value in values}
     constants = [module for module in trial.nodes if module not in activations]
     errors = {"int8": trial.error(), "weights": trial.error_of(constants)}
     sensitivity: dict[str, float] = {}
     drops: dict[str, float] = {}
-    if precision.activations == "int16":
-        asked = [value for value in values if value not in kept or value in asked]
     widen(asked)
     if precision.activations == "auto":
         fixed = {v for v in values if v in kept or v.blocker is not None}
@@ -159,34 +156,35 @@ class _Trial:
 def _choose_ranges(trial: _Trial) -> dict[str, int]:
     """Give every value the range of the observer that disturbs the outputs least, in place.
 
-    Alone each choice is the best one; where together they are worse than one observer for all, that
-    one is taken.
+    It starts with the one observer that is best for all; then, in the order of the graph, each
+    value takes the range with which the outputs are best, all others being as they are. So no one
+    observer is better on the same data.
     """
     modules = [m for m in fake_quantizers(trial.frozen).values() if m.candidates]
     if not modules:
         return {}
     words = list(modules[0].candidates)
-    best: dict[FakeQuantize, str] = {}
+    uniform: dict[str, float] = {}
+    for word in words:
+        _take(modules, word)
+        uniform[word] = trial.error()
+    start = min(words, key=lambda word: uniform[word])
+    _take(modules, start)
+    least = uniform[start]
+    taken = dict.fromkeys(modules, start)
     for module in modules:
-        found: dict[str, float] = {}
         for word in words:
             module.take(word)
-            found[word] = trial.error_of([module])
-        best[module] = min(words, key=lambda word: found[word])
-    options: list[dict[FakeQuantize, str]] = [best]
-    options += [dict.fromkeys(modules, word) for word in words]
-    errors = []
-    for option in options:
-        _take(option)
-        errors.append(trial.error())
-    chosen = options[errors.index(min(errors))]
-    _take(chosen)
-    taken = list(chosen.values())
-    return {word: taken.count(word) for word in words if word in taken}
+            error = trial.error()
+            if error < least:
+                least, taken[module] = error, word
+        module.take(taken[module])
+    counts = list(taken.values())
+    return {word: counts.count(word) for word in words if word in counts}
 
 
-def _take(option: Mapping[FakeQuantize, str]) -> None:
-    for module, word in option.items():
+def _take(modules: Sequence[FakeQuantize], word: str) -> None:
+    for module in modules:
         module.take(word)
 
 

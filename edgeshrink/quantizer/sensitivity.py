@@ -33,7 +33,8 @@ def layer_sensitivity(
         observer: A word of `OBSERVERS`.
 
     Returns:
-        Mean squared error over the variance of the float outputs; in the order of the graph.
+        Mean squared error over the variance of the float outputs from sample to sample; in the
+        order of the graph.
     """
     with quiet():
         own = copy.deepcopy(graph_module)

@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from torch import Tensor, fx
+from torchao.quantization.pt2e.observer import ObserverBase, PerChannelMinMaxObserver
 
 from edgeshrink.errors import ConfigError, ModelError
 from edgeshrink.quantizer.annotate import operator_name
@@ -40,16 +41,22 @@ class Value:
     """Activations that are stored with one scale.
 
     Attributes:
-        quantizer: What stores them, in a frozen graph.
+        store: What observes them, or quantizes them in a frozen graph.
         layer: The layer that makes them, by its path; of several that share the scale, the first.
         names: All layers that make or pass them on, and names of model inputs.
         blocker: Operator and layer that write or read them and have no int16 form, if there is one.
     """
 
-    quantizer: FakeQuantize
+    store: ObserverBase
     layer: str
     names: frozenset[str]
     blocker: tuple[str, str] | None
+
+    @property
+    def quantizer(self) -> FakeQuantize:
+        """What quantizes them, in a frozen graph."""
+        assert isinstance(self.store, FakeQuantize)
+        return self.store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,21 +73,21 @@ class Wide:
     constants: tuple[np.ndarray[Any, Any], ...]
 
 
-def values_of(frozen: fx.GraphModule, engines: Container[Engines]) -> tuple[Value, ...]:
+def values_of(prepared: fx.GraphModule, engines: Container[Engines]) -> tuple[Value, ...]:
     """Return every value that is stored with a scale, in the order of the graph.
 
     Constants that have a scale of their own are none: they are weights.
 
     Args:
-        frozen: From `freeze`.
+        prepared: From `prepare`, frozen or not.
         engines: Whose kernels of 16 bits the target can use.
     """
-    nodes: dict[FakeQuantize, list[fx.Node]] = {}
-    for node in frozen.graph.nodes:
-        module = quantizer_of(frozen, node)
-        if module is not None and not module.is_weight:
+    nodes: dict[ObserverBase, list[fx.Node]] = {}
+    for node in prepared.graph.nodes:
+        module = _store(prepared, node)
+        if module is not None:
             nodes.setdefault(module, []).append(node)
-    order = {node: position for position, node in enumerate(frozen.graph.nodes)}
+    order = {node: position for position, node in enumerate(prepared.graph.nodes)}
     found = []
     for module, places in nodes.items():
         makers = [n for place in places for n in _makers(operand(place, 0))]
@@ -98,13 +105,22 @@ def values_of(frozen: fx.GraphModule, engines: Container[Engines]) -> tuple[Valu
             blocker = (operator_name(blocked[0].target), layer_of(blocked[0]))
         found.append(
             Value(
-                quantizer=module,
+                store=module,
                 layer=layer_of(first),
                 names=frozenset(layer_of(n) for n in makers),
                 blocker=blocker,
             )
         )
     return tuple(found)
+
+
+def _store(prepared: fx.GraphModule, node: fx.Node) -> ObserverBase | None:
+    """Return what observes or quantizes activations in `node`; None where it does neither."""
+    module = prepared.get_submodule(str(node.target)) if node.op == "call_module" else None
+    if isinstance(module, FakeQuantize) and module.is_weight:
+        return None
+    is_one = isinstance(module, ObserverBase) and not isinstance(module, PerChannelMinMaxObserver)
+    return module if is_one else None
 
 
 def _makers(node: fx.Node) -> list[fx.Node]:
@@ -138,17 +154,38 @@ def named_values(values: Sequence[Value], names: Iterable[str], where: str) -> l
     return [value for value in values if value.names & asked]
 
 
-def widen(values: Iterable[Value]) -> None:
-    """Store values in 16 bits; ModelError names the operator that has no int16 form."""
-    for value in values:
+def asked_values(
+    values: Sequence[Value], activations: str, int16: Iterable[str], int8: Iterable[str]
+) -> tuple[list[Value], list[Value]]:
+    """Return the values that are int16 in any case, and those that are int8.
+
+    Args:
+        values: From `values_of`.
+        activations: `int16`: all that `int8` does not name.
+        int16, int8: Layers by their path, model inputs by their name.
+
+    Raises:
+        ConfigError: a name that no layer has.
+        ModelError: an operator that writes or reads a value of int16 has no kernel for it.
+    """
+    wide = named_values(values, int16, "recipe step 'quantize': int16")
+    narrow = named_values(values, int8, "recipe step 'quantize': int8")
+    if activations == "int16":
+        wide = [value for value in values if value not in narrow or value in wide]
+    for value in wide:
         if value.blocker is not None:
             name, layer = value.blocker
             raise ModelError(
                 f"layer {layer!r}",
-                f"operator {name!r} has no int16 form, and {value.layer!r} is to be int16",
-                f"keep {value.layer!r} int8 (int8 = [{value.layer!r}] in the recipe), "
-                'or say activations = "auto"',
+                f"operator {name!r} has no int16 form here, and what {value.layer!r} gives is to "
+                "be int16",
+                f'add int8 = ["{value.layer}"] to the recipe, or say activations = "auto"',
             )
+    return wide, narrow
+
+
+def widen(values: Iterable[Value]) -> None:
+    """Store values in 16 bits."""
     for value in values:
         value.quantizer.widen()
 
