@@ -286,6 +286,11 @@ def block_hook() -> Path:
     return host_library(BARE_METAL / "block_hook.c")
 
 
+def memory_hook() -> Path:
+    """Return the library that simulates caches in the emulator."""
+    return host_library(BARE_METAL / "memory_hook.c")
+
+
 def _object(
     source: Path, command: Sequence[str], flags: Sequence[str], include: Sequence[Path]
 ) -> Path:

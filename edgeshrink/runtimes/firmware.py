@@ -25,10 +25,11 @@ import numpy.typing as npt
 from edgeshrink.artifact import IoSpec
 from edgeshrink.errors import ConfigError, ModelError
 from edgeshrink.runtimes.elf import Elf, FunctionMap, read_elf
+from edgeshrink.runtimes.flash_caches import CacheShape, FlashCaches, Waits
 from edgeshrink.runtimes.isa import foreign_instruction, instruction_sizes
 from edgeshrink.runtimes.runner import Engine, WorkerProcess, arrange, run_batch
 from edgeshrink.strict_toml import nearest
-from edgeshrink.toolchain import block_hook
+from edgeshrink.toolchain import block_hook, memory_hook
 
 ENGINE: Final = Engine(title="the emulated core", reads="tflite", has_memory=False)
 WORKER: Final = str(Path(__file__).with_name("firmware_worker.py"))
@@ -37,6 +38,7 @@ PAGE: Final = 4096
 SYSTEM_SPACE: Final = 0xE0000000
 DEFAULT_RAM_BYTES: Final = 256 << 10
 MARKERS: Final[tuple[str, ...]] = ("es_wait", "es_begin", "es_done")
+WAITS: Final = ("fetched", "jumps", "successors", "reads", "misses")  # as in memory_hook.c
 BAD_FIRMWARE: Final = "this is a fault of the firmware, not of the file"
 
 Key = TypeVar("Key")
@@ -97,6 +99,8 @@ class FirmwareRun:
     stack_bytes: int | None  # None: not known where the stack is
     exit_status: int | None = None  # None: an inference, or a BKPT ended it
     printed: str = ""
+    # Of every operator (None: between them, or no model), where caches were simulated.
+    waits: Mapping[int | None, Waits] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +168,7 @@ def run_firmware(
     *,
     timeout_s: float = 60.0,
     ram_bytes: int | None = None,
+    caches: FlashCaches | None = None,
 ) -> FirmwareRun:
     """Run an ELF from its entry until it exits by semihosting, or stops at BKPT or EBREAK.
 
@@ -172,6 +177,7 @@ def run_firmware(
         core: A key of `CORE_MODELS`.
         timeout_s: How long it may run on this host.
         ram_bytes: RAM of the device; left out, what the program states and at least 256 KiB.
+        caches: What to simulate between core and flash (takes two to ten times as long).
 
     Raises:
         ConfigError: There is no such core.
@@ -180,7 +186,7 @@ def run_firmware(
         ToolchainError: The emulator or a host C compiler is not installed.
     """
     program = _program(elf, core)
-    process = _open(program, core, None, timeout_s, ram_bytes, keep_state=False)[0]
+    process = _open(program, core, None, timeout_s, ram_bytes, caches, keep_state=False)[0]
     try:
         answer = process.ask({"do": "run"}, (), None)
         columns = _receive(process, answer, 0)[0]
@@ -197,6 +203,7 @@ def open_firmware(
     outputs: Sequence[IoSpec] | None = None,
     keep_state: bool = False,
     timeout_s: float = 60.0,
+    caches: FlashCaches | None = None,
 ) -> FirmwareRunner:
     """Load a firmware with our harness and return its runner; use it in a `with` statement.
 
@@ -207,6 +214,8 @@ def open_firmware(
         outputs: The model's outputs; left out, arrays of bytes.
         keep_state: Whether an inference sees the state the last one left (streaming).
         timeout_s: How long one inference may take on this host.
+        caches: What to simulate between core and flash; `count` then says what they missed, and
+            an inference takes two to ten times as long.
 
     Raises:
         ConfigError: There is no such core.
@@ -223,7 +232,7 @@ def open_firmware(
         for name in (*MARKERS, "es_input", "es_output")
         if name in program.labels
     }
-    process, answer = _open(program, core, markers, timeout_s, None, keep_state=keep_state)
+    process, answer = _open(program, core, markers, timeout_s, None, caches, keep_state=keep_state)
     try:
         specs = [
             _specs(program.name, kind, stated, [n for _, n in answer[f"{kind}s"]])
@@ -332,6 +341,7 @@ def _open(
     markers: Mapping[str, int] | None,
     timeout_s: float,
     ram_bytes: int | None,
+    caches: FlashCaches | None,
     *,
     keep_state: bool,
 ) -> tuple[WorkerProcess, dict[str, Any]]:
@@ -350,6 +360,7 @@ def _open(
         "maps": maps, "writes": writes, "stack": stack, "sp": sp,
         "pc": pc & ~1, "hook": str(block_hook()),
         "op_base": op_base, "markers": markers, "keep_state": keep_state,
+        "memory": None if caches is None else _memory_request(elf, caches),
         "functions": [(s.name, s.address, s.n_bytes) for s in elf.symbols if s.is_function],
     }  # fmt: skip
     process = WorkerProcess(elf.name, content, ENGINE, sys.executable, timeout_s + SLACK_S, WORKER)
@@ -358,6 +369,23 @@ def _open(
     except BaseException:
         process.close()
         raise
+
+
+def _memory_request(elf: Elf, caches: FlashCaches) -> dict[str, Any]:
+    """Return what the worker must know to simulate caches in front of what can't be written."""
+    flash = [part for part in elf.segments if part.data and not part.is_writable]
+
+    def shape(cache: CacheShape) -> list[int]:
+        return [cache.n_sets, cache.n_ways, cache.line_units]
+
+    return {
+        "hook": str(memory_hook()),
+        "low": min((part.address for part in flash), default=0),
+        "end": max((part.address + part.n_bytes for part in flash), default=0),
+        "unit_bytes": caches.unit_bytes,
+        "code": shape(caches.code),
+        "constants": None if caches.constants is None else shape(caches.constants),
+    }
 
 
 def _arm_start(elf: Elf) -> tuple[int, int]:
@@ -527,6 +555,10 @@ def _result(
         at += size
     _check_isa(elf, core, blocks)
     status = answer.get("status")
+    waits = {
+        op - 1 if op else None: Waits(**dict(zip(WAITS, counts, strict=True)))
+        for op, *counts in answer.get("waits", ())
+    }
     return FirmwareRun(
         core=core,
         elf=elf,
@@ -536,6 +568,7 @@ def _result(
         stack_bytes=answer["stack_bytes"],
         exit_status=None if status is None or status < 0 else status,
         printed=answer["printed"],
+        waits=waits,
     )
 
 

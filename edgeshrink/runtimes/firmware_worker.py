@@ -108,6 +108,34 @@ BLOCK: Final = np.dtype(
 )  # fmt: skip
 
 
+class _Cache(ctypes.Structure):
+    """`cache_t` of memory_hook.c."""
+
+    _fields_ = [
+        ("entries", ctypes.c_void_p),
+        ("line_bits", ctypes.c_uint32),
+        ("n_sets", ctypes.c_uint32),
+        ("n_ways", ctypes.c_uint32),
+    ]
+
+
+class _Memory(ctypes.Structure):
+    """`memory_t` of memory_hook.c."""
+
+    _fields_ = [
+        ("code", ctypes.c_void_p),
+        ("data", ctypes.c_void_p),
+        ("waits", ctypes.c_void_p),
+        ("op", ctypes.c_void_p),
+        ("n_ops", ctypes.c_uint32),
+        ("low", ctypes.c_uint32),
+        ("end", ctypes.c_uint32),
+        ("unit_bits", ctypes.c_uint32),
+        ("next", ctypes.c_uint32),
+        ("unit", ctypes.c_uint32),
+    ]
+
+
 class Machine:
     """One core with its memories and a program, ready to start."""
 
@@ -159,6 +187,9 @@ class Machine:
         self.trap: int | None = None
         self.access: tuple[int, int, int] | None = None
         self._attach(request["hook"], op_of, request["op_base"])
+        self.waits: npt.NDArray[np.uint64] | None = None
+        if request["memory"] is not None:
+            self._attach_memory(request["memory"])
         self.uc.hook_add(unicorn.UC_HOOK_INTR, self._on_exception)
         self.uc.hook_add(unicorn.UC_HOOK_MEM_INVALID, self._on_bad_access)
 
@@ -167,8 +198,6 @@ class Machine:
 
         The emulator keeps pointers to what is stored in `self` here.
         """
-        from unicorn.unicorn_py3.unicorn import uclib
-
         self.table = np.zeros(TABLE_SLOTS, BLOCK)
         self.op_of = np.ascontiguousarray(op_of)
         self.counts = _Counts(
@@ -176,14 +205,42 @@ class Machine:
             op_base, self.op_of.size, 0, 0, None, 0,
         )  # fmt: skip
         self.library = ctypes.CDLL(library)
+        self._hook(self.unicorn.UC_HOOK_BLOCK, self.library.es_on_block, self.counts)
+
+    def _hook(self, kind: int, function: Any, argument: ctypes.Structure) -> None:
+        from unicorn.unicorn_py3.unicorn import uclib
+
         handle = ctypes.c_size_t()
         status = uclib.uc_hook_add(
-            self.uc._uch, ctypes.byref(handle), ctypes.c_int(self.unicorn.UC_HOOK_BLOCK),
-            ctypes.cast(self.library.es_on_block, ctypes.c_void_p), ctypes.byref(self.counts),
+            self.uc._uch, ctypes.byref(handle), ctypes.c_int(kind),
+            ctypes.cast(function, ctypes.c_void_p), ctypes.byref(argument),
             ctypes.c_uint64(1), ctypes.c_uint64(0),
         )  # fmt: skip
         if status:
-            raise RuntimeError(f"the block hook can't be attached (error {status})")
+            raise RuntimeError(f"a hook can't be attached (error {status})")
+
+    def _attach_memory(self, memory: dict[str, Any]) -> None:
+        """Attach the hooks that simulate caches, behind the one that says which operator runs."""
+        self.cache_entries: list[npt.NDArray[np.uint32]] = []
+
+        def cache(shape: list[int]) -> _Cache:
+            n_sets, n_ways, line_units = shape
+            entries = np.zeros((n_sets * n_ways, 2), np.uint32)
+            self.cache_entries.append(entries)
+            return _Cache(entries.ctypes.data, line_units.bit_length() - 1, n_sets, n_ways)
+
+        code = cache(memory["code"])
+        data = code if memory["constants"] is None else cache(memory["constants"])
+        self.caches = code, data
+        self.waits = np.zeros((int(self.op_of.max(initial=0)) + 1, 5), np.uint64)
+        self.memory = _Memory(
+            ctypes.addressof(code), ctypes.addressof(data), self.waits.ctypes.data,
+            ctypes.addressof(self.counts) + _Counts.op.offset, len(self.waits), memory["low"],
+            memory["end"], memory["unit_bytes"].bit_length() - 1, 0, 0xFFFFFFFF,
+        )  # fmt: skip
+        self.memory_library = ctypes.CDLL(memory["hook"])
+        self._hook(self.unicorn.UC_HOOK_BLOCK, self.memory_library.es_on_fetch, self.memory)
+        self._hook(self.unicorn.UC_HOOK_MEM_READ, self.memory_library.es_on_read, self.memory)
 
     def get(self, register: str) -> int:
         """Return a register's value: of pc, sp, and the first two arguments."""
@@ -215,6 +272,8 @@ class Machine:
         self.table[:] = np.zeros((), BLOCK)
         self.counts.n_used = self.counts.op = self.counts.overflow = 0
         self.counts.last = None
+        if self.waits is not None:
+            self.waits[:] = 0
 
     def forget_last_block(self) -> None:
         """Take back the count of the block that `go` stopped in front of."""
@@ -409,7 +468,12 @@ class Machine:
                                                           "taken")
         ]  # fmt: skip
         columns.append(np.frombuffer(code, np.uint8))
-        header = {"stack_bytes": self.stack_bytes(), "printed": self.printed.decode("latin-1")}
+        header: dict[str, Any] = {
+            "stack_bytes": self.stack_bytes(), "printed": self.printed.decode("latin-1")
+        }  # fmt: skip
+        if self.waits is not None:
+            rows = np.flatnonzero(self.waits.any(axis=1)).tolist()
+            header["waits"] = [[row, *self.waits[row].tolist()] for row in rows]
         return header, columns
 
 
