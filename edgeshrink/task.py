@@ -98,6 +98,8 @@ class Training:
     optimizer: Literal["adamw", "sgd"] = "adamw"
     ema: float = 0.0  # decay of averaged weights, which then are the result; 0: none
     patience: int = 0  # epochs without a better score before it stops; 0: never
+    # bfloat16: products, on hardware that has them half the time; weights and losses stay float32.
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,6 +34,7 @@ Loss = Callable[[Any, Any], Tensor]
 Progress = Callable[[float, str], None]  # share done in [0, 1], what is being done
 AfterStep = Callable[[nn.Module, float], None]  # the model, share of the training done
 Held = Literal["nothing", "zeros", "values"]
+Precision = Literal["float32", "bfloat16"]
 # The epoch with the best score; that, or none if all are worse than before; the last one.
 Keep = Literal["best", "best-or-before", "last"]
 
@@ -385,6 +386,11 @@ def _epoch(
 
 def _one_pass(job: _Job, where: str, step: int, *, is_first: bool) -> int:
     """Go through the data once; return the number of steps done so far."""
+    with mixed_precision(job.model, job.training.precision, job.device.type):
+        return _one_pass_in_precision(job, where, step, is_first=is_first)
+
+
+def _one_pass_in_precision(job: _Job, where: str, step: int, *, is_first: bool) -> int:
     model, training, optimizer = job.model, job.training, job.optimizer
     model.train()
     full = 0  # samples in the first batch
@@ -420,6 +426,39 @@ def _one_pass(job: _Job, where: str, step: int, *, is_first: bool) -> int:
         fault = f"all targets are {next(iter(classes))}: one class alone, nothing to tell apart"
         raise ConfigError(f"{where}: data", fault, "give samples of all classes")
     return step
+
+
+@contextmanager
+def mixed_precision(
+    model: nn.Module, precision: Precision, device_type: str = "cpu"
+) -> Iterator[None]:
+    """Have the model compute in a precision for the block; what it returns is float32.
+
+    With `bfloat16` convolutions and products are computed in it (`torch.autocast`); weights,
+    their gradients, norms' statistics and what is made of the outputs stay float32. No loss
+    scaling is needed: bfloat16 has float32's exponents.
+    """
+    if precision == "float32":
+        yield
+        return
+    before = model.__dict__.get("forward")
+    whole = model.forward
+
+    def forward(*inputs: Any, **named: Any) -> Any:
+        with torch.autocast(device_type, torch.bfloat16):
+            outputs = whole(*inputs, **named)
+        return torch.utils._pytree.tree_map_only(
+            Tensor, lambda x: x.float() if x.dtype == torch.bfloat16 else x, outputs
+        )
+
+    model.forward = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del model.forward
+        else:
+            model.forward = before
 
 
 def _content(job: _Job, now: _Standing, kept: dict[str, Tensor]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 
 from edgeshrink.profile import Figure
-from edgeshrink.units import format_bytes, format_ms
+from edgeshrink.units import format_bytes, format_hours, format_ms, format_scaled
 
 Report = Callable[[str, float, str], None]
 
@@ -87,7 +87,13 @@ def show_figure(figure: Figure) -> str:
     def plain(value: float) -> str:
         return f"{value:,.0f} {figure.unit}"
 
-    forms: dict[str, Callable[[float], str]] = {"B": format_bytes, "ms": format_ms}
+    forms: dict[str, Callable[[float], str]] = {
+        "B": format_bytes,
+        "ms": format_ms,
+        "h": format_hours,
+        "uJ": lambda value: format_scaled(value, "uJ"),
+        "uW": lambda value: format_scaled(value, "uW"),
+    }
     form = forms.get(figure.unit, plain)
     text = form(figure.value)
     if figure.low != figure.high:

@@ -16,7 +16,7 @@ from edgeshrink.errors import ConfigError
 from edgeshrink.recipe import Finetune, TrainQuantized
 from edgeshrink.strict_toml import nearest
 from edgeshrink.task import Task
-from edgeshrink.training import Objective
+from edgeshrink.training import Objective, mixed_precision
 
 TARGET_WEIGHT: Final = 1.0  # of the target class's part in decoupled distillation (Zhao et al.)
 OTHERS_WEIGHT: Final = 8.0  # of the other classes' part; their setting for CIFAR-100
@@ -98,7 +98,7 @@ def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
         Scalar, the mean over the batch.
     """
     maps = [
-        F.normalize(x.pow(2).mean(dim=1).flatten(1), dim=1)  # (batch, positions)
+        F.normalize(x.float().pow(2).mean(dim=1).flatten(1), dim=1)  # (batch, positions)
         for x in (student, teacher)
     ]
     return 0.5 * (maps[0] - maps[1]).pow(2).sum(dim=1).mean()
@@ -143,6 +143,7 @@ def with_teacher(task: Task, step: Finetune | TrainQuantized, teacher: nn.Module
     assert task.loss is not None
     loss, pairs = task.loss, features_of(step)
     fixed = copy.deepcopy(teacher).eval().requires_grad_(False)
+    precision = step.precision if isinstance(step, Finetune) else "float32"
 
     def value(model: nn.Module, inputs: tuple[Tensor, ...], targets: Any) -> Tensor:
         with _watching(model, [here for here, _ in pairs], "student") as seen:
@@ -151,7 +152,11 @@ def with_teacher(task: Task, step: Finetune | TrainQuantized, teacher: nn.Module
         if not is_distilling(step):
             return whole
         fixed.to(inputs[0].device)
-        with torch.no_grad(), _watching(fixed, [there for _, there in pairs], "teacher") as known:
+        with (
+            torch.no_grad(),
+            mixed_precision(fixed, precision, inputs[0].device.type),
+            _watching(fixed, [there for _, there in pairs], "teacher") as known,
+        ):
             taught = fixed(*inputs)
         if step.distill != "none":
             part = _output_loss(step, outputs, taught, targets)

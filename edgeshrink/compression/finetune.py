@@ -33,6 +33,7 @@ def apply(model: nn.Module, step: Finetune, context: Context) -> Changed:
             optimizer=step.optimizer,
             ema=step.ema,
             patience=step.patience,
+            precision=step.precision,
         ),
         seed=context.seed,
         loss=with_teacher(context.task, step, teacher) if is_distilling(step) else None,

@@ -26,6 +26,7 @@ from edgeshrink.training import (
     fit,
     float_predict,
     hold,
+    mixed_precision,
     retrain,
     train,
 )
@@ -415,6 +416,52 @@ def test_a_task_that_can_not_train_is_told_what_is_missing(change, words):
     task = replace(simple_task(), **change)
     with pytest.raises(ConfigError, match=words):
         check_trainable(task, "recipe step 1 (finetune)")
+
+
+# ---- precision
+
+
+def test_products_in_bfloat16_are_rounded_and_outputs_are_not():
+    layer = nn.Linear(3, 1, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1.0, 2.0**-5, 1.0]]))
+    x = torch.tensor([[1.0, 2.0**-5, 2.0**-9]])  # 1 + 2^-10 + 2^-9; bfloat16 has 8 bits
+    assert layer(x).item() == 1 + 2.0**-10 + 2.0**-9
+    with mixed_precision(layer, "bfloat16"):
+        y = layer(x)
+    assert y.dtype == torch.float32
+    assert y.item() == 1
+    assert layer(x).item() > 1, "behind the block it computes in float32 again"
+    assert "forward" not in vars(layer)
+
+
+def test_a_training_in_bfloat16_repeats_and_keeps_float32_weights():
+    runs = [network() for _ in range(3)]
+    for model, precision in zip(runs, ("bfloat16", "bfloat16", "float32"), strict=True):
+        training = Training(epochs=3, learning_rate=1e-2, precision=precision)
+        fit(model, points(), nn.functional.cross_entropy, training, seed=0)
+    assert equal(runs[0], runs[1])
+    assert not equal(runs[0], runs[2])
+    assert {value.dtype for value in runs[0].parameters()} == {torch.float32}
+    accuracies = [score_of(model) for model in runs]
+    assert abs(accuracies[0] - accuracies[2]) < 0.1
+
+
+def test_the_loss_of_a_bfloat16_training_is_computed_in_float32():
+    seen = set()
+
+    def loss(outputs, targets):
+        seen.add(outputs.dtype)
+        return nn.functional.cross_entropy(outputs, targets)
+
+    training = Training(epochs=1, learning_rate=1e-2, precision="bfloat16")
+    fit(network(), points(), loss, training, seed=0)
+    assert seen == {torch.float32}
+
+
+def score_of(model: nn.Module) -> float:
+    (x,), targets = next(iter(points(512, seed=9, batch_size=512, shuffle=False)))
+    return float((float_predict(model)(x).argmax(axis=1) == targets).mean())
 
 
 # ---- checkpoints
