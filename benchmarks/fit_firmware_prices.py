@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.optimize import nnls
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -29,10 +30,9 @@ from edgeshrink.costs.firmware import (
     DATA,
     code_bytes,
     constant_bytes,
+    cycle_terms,
     cycles_key,
-    estimated_cycles,
     family,
-    outputs_of,
     step_cycles,
 )
 from edgeshrink.emulation import emulate_firmware
@@ -158,14 +158,16 @@ def run(name: str, graph: Graph, core: str, optimize: str) -> Run:
 def fit(runs: Sequence[Run], kernels: dict[str, Any], runtime: dict[str, int]) -> dict[str, Any]:
     """Return the figures of one core and one flag."""
     points: dict[str, list[tuple[float, int]]] = defaultdict(list)
-    seen: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
+    seen: dict[str, list[tuple[tuple[float, ...], float]]] = defaultdict(list)
+    estimates, measured = 0.0, 0.0
     stack: dict[str, int] = {}
     for r in runs:
         for step in r.lowered.steps:
             if step.variant.calls and step.op in r.cycles:
                 graph = r.lowered.graph
-                row = estimated_cycles(graph, step), outputs_of(graph, step), r.cycles[step.op]
-                seen[cycles_key(step)].append(row)
+                cycles = r.cycles[step.op]
+                seen[cycles_key(step)].append((cycle_terms(graph, step), cycles))
+                estimates, measured = estimates + step.variant.cycles, measured + cycles
             for call in step.variant.calls:
                 name = family(step, call)
                 stack[name] = min(r.stack, stack.get(name, r.stack))
@@ -179,12 +181,11 @@ def fit(runs: Sequence[Run], kernels: dict[str, Any], runtime: dict[str, int]) -
         kernels[name] = {
             "bytes": round(float((y - slope * x).mean()), 1), "slope": round(slope, 4), "needs": []
         }  # fmt: skip
-    every = np.array([row for found in seen.values() for row in found])
     rates: dict[str, Any] = {
         "kernels": kernels, "runtime": runtime, "fixed": 0.0, "per_op": 0.0,
         "stack": stack, "stack_least": min(stack.values()), "stack_else": max(stack.values()),
         "cycles": {k: cycles_line(found) for k, found in sorted(seen.items())},
-        "cycles_else": round(float(every[:, 2].sum() / every[:, 0].sum()), 4),
+        "cycles_else": round(measured / estimates, 4),
     }  # fmt: skip
     rows = []
     for r in runs:
@@ -196,19 +197,24 @@ def fit(runs: Sequence[Run], kernels: dict[str, Any], runtime: dict[str, int]) -
     return rates | {"fixed": round(float(fixed), 1), "per_op": round(float(per_op), 2)}
 
 
-def cycles_line(rows: Sequence[tuple[float, float, float]]) -> list[float]:
-    """Return the factor on the estimate, and cycles for every output besides.
+def cycles_line(rows: Sequence[tuple[tuple[float, ...], float]]) -> list[float]:
+    """Return what each term of `cycle_terms` takes, by least squares of the relative error.
 
-    Shares of the cycles are fitted; a line only where networks differ, and none that falls.
+    An estimate and its outputs alone get a line only where networks differ, and none that falls
+    below 0; of several terms each takes something or nothing.
     """
-    estimates, outputs, measured = np.array(rows, float).T
-    ratios = estimates / outputs
+    terms = np.array([t for t, _ in rows])
+    measured = np.array([cycles for _, cycles in rows])
+    table = terms / measured[:, None]
+    if terms.shape[1] > 2:
+        found, _ = nnls(table, np.ones(len(measured)))
+        return [round(float(c), 4) for c in found]
+    ratios = terms[:, 0] / terms[:, 1]
     if ratios.max() > 1.2 * ratios.min():
-        table = np.stack([estimates, outputs], axis=1) / measured[:, None]
-        (factor, per_output), *_ = np.linalg.lstsq(table, np.ones(len(measured)), rcond=None)
-        if factor > 0 and (factor * estimates + per_output * outputs > 0).all():
-            return [round(float(factor), 4), round(float(per_output), 3)]
-    return [round(float(measured.sum() / estimates.sum()), 4), 0.0]
+        found, *_ = np.linalg.lstsq(table, np.ones(len(measured)), rcond=None)
+        if found[0] > 0 and (terms @ found > 0).all():
+            return [round(float(c), 4) for c in found]
+    return [round(float(measured.sum() / terms[:, 0].sum()), 4), 0.0]
 
 
 def errors(runs: Sequence[Run], kernels: dict[str, Any], runtime: dict[str, int]) -> list[Any]:

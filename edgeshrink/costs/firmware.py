@@ -142,11 +142,31 @@ def constant_bytes(lowered: Lowered) -> int:
 
 
 def step_cycles(graph: Graph, step: Step, rates: Mapping[str, Any]) -> float:
-    """Return an operator's cycles: the lowering's estimate, corrected."""
+    """Return an operator's cycles: what they grow with, times what that was measured to take."""
     if not step.variant.calls:
         return 0.0
-    factor, per_output = rates["cycles"].get(cycles_key(step), (rates["cycles_else"], 0.0))
-    return float(factor * estimated_cycles(graph, step) + per_output * outputs_of(graph, step))
+    line = rates["cycles"].get(cycles_key(step))
+    if line is None:
+        return float(rates["cycles_else"] * step.variant.cycles)
+    return float(np.dot(line, cycle_terms(graph, step)))
+
+
+def cycle_terms(graph: Graph, step: Step) -> tuple[float, ...]:
+    """Return what an operator's cycles grow with: the lowering's estimate, and its outputs.
+
+    The estimate compares kernels for one layer, where all go through the same taps. A kernel that
+    looks at every tap and passes those outside the input needs four terms: outputs, taps, taps on
+    the input, and products.
+    """
+    outputs = float(outputs_of(graph, step))
+    functions = {call.function for call in step.variant.calls}
+    if not functions & set(_PADDED):
+        return step.variant.cycles, outputs
+    op = graph.ops[step.op]
+    shape = graph.tensors[op.inputs[1]].shape
+    taps = outputs * shape[1] * shape[2]
+    inside = taps * _inside(graph, op)
+    return outputs, taps, inside, inside * (shape[3] if op.kind == "CONV_2D" else 1)
 
 
 def outputs_of(graph: Graph, step: Step) -> int:
@@ -159,17 +179,6 @@ def cycles_key(step: Step) -> str:
     """Return what operators with one factor on their cycles have in common."""
     families = "+".join(sorted({family(step, call) for call in step.variant.calls}))
     return f"{step.kind} {step.variant.name} {families}"
-
-
-def estimated_cycles(graph: Graph, step: Step) -> float:
-    """Return the lowering's estimate, without taps outside the input where the kernel skips them.
-
-    The estimate itself counts them, because it compares kernels for one layer.
-    """
-    functions = {call.function for call in step.variant.calls}
-    if not functions & set(_PADDED):
-        return step.variant.cycles
-    return step.variant.cycles * _inside(graph, graph.ops[step.op])
 
 
 def _inside(graph: Graph, op: Op) -> float:
