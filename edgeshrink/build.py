@@ -67,6 +67,7 @@ from edgeshrink.predict import (
 )
 from edgeshrink.profile import Profile
 from edgeshrink.recipe import Factorize, Quantize, Recipe, ScaleTemperature, quantizing_step
+from edgeshrink.reporting import MODEL_CARD, PARETO, REPORT, html_report, model_card, read_facts
 from edgeshrink.runtimes import open_model
 from edgeshrink.scoring import score
 from edgeshrink.staging import check_writable, staging
@@ -115,6 +116,9 @@ def build(
     seed: int = 0,
     threads: int = 1,
     optimize: Optimize = "latency",
+    checkpoints: Path | None = None,
+    spent: Mapping[str, float] | None = None,
+    study: Mapping[str, Any] | None = None,
     progress: Progress = lambda stage, share, detail: None,
 ) -> Built:
     """Build the artifact of `task` for `target` in the folder `out`.
@@ -125,6 +129,13 @@ def build(
     For a microcontroller the `.tflite` is compiled to C as well, and the firmware on the emulated
     core is what is scored and profiled; `optimize` says what its kernels are chosen by.
 
+    Args:
+        task, target, recipe, budget, out, seed, threads, optimize: See above.
+        checkpoints: In place of `<out>.checkpoints`: one attempt of several has its own.
+        spent: Seconds by stage that came before, for the table.
+        study: What a search over recipes found; becomes `pareto.json`.
+        progress: Called as the build advances.
+
     Raises:
         ConfigError: the target does not take the recipe's type or the number of threads, the task
             can't do a step, `out` holds something else than an artifact, or an interrupted build of
@@ -133,7 +144,7 @@ def build(
         BudgetError: a limit is not met; `closest` names where the artifact was left for inspection.
         EdgeshrinkError: `out` can't be written.
     """
-    seconds: dict[str, float] = {}
+    seconds = dict(spent or {})
 
     @contextmanager
     def stage(name: str) -> Iterator[Callable[[float, str], None]]:
@@ -144,23 +155,13 @@ def build(
         seconds[name] = time.monotonic() - start
 
     step = quantizing_step(recipe)
-    check_threads(threads, target)
-    dtype = step.dtype if isinstance(step, Quantize) else "int8"
-    if dtype not in target.ops.dtypes:
-        fault = f"is {dtype!r}, and {target.name} takes {', '.join(target.ops.dtypes)}"
-        raise ConfigError("recipe: dtype", fault, "change the recipe, or choose another target")
-    check_widths(step, target)
-    check_recipe(task, recipe)
-    check_writable(out)
-    checkpoints = checkpoints_folder(out)
+    with stage("checking"):
+        check_build(task, target, recipe, threads=threads, out=out)
+    checkpoints = checkpoints or checkpoints_folder(out)
     if task.training is not None or compressing_steps(recipe):
-        with stage("checking"):
-            names_stay = not any(isinstance(s, Factorize) for s in recipe.steps)
-            check_exportable(task, step, target, names_stay=names_stay)
-        claim_folder(checkpoints, {"task": task.name, "seed": str(seed), "target": target.name})
+        claim_folder(checkpoints, claim(task, target, seed))
     if compressing_steps(recipe):
-        steps = {f"step {i + 1}": repr(step) for i, step in enumerate(recipe.steps)}
-        claim_folder(checkpoints / STEPS, steps)
+        claim_folder(checkpoints / STEPS, claim_of_steps(recipe))
     if task.training is not None:
         with stage("training") as report:
             train(task, seed=seed, progress=report, checkpoints=checkpoints / "float")
@@ -225,7 +226,11 @@ def build(
                 )
         drop = _drop(task, scores)
         reports = compressed.reports
-        _write_documents(folder, golden, profile, recipe, scores, drop, agreements, reports)
+        _write_documents(
+            folder, golden, profile, recipe, scores, drop, agreements, reports, budget
+        )  # fmt: skip
+        if study is not None:
+            _write_json(folder / PARETO, {**study, "built": _found(profile, scores, drop)})
         artifact = _manifest(folder, task, target, recipe, exported, scores, seed, reports)
         exceeded = exceeded_limits(profile, budget, drop)
         if exceeded:
@@ -248,6 +253,39 @@ def build(
         unchecked=unchecked_limits(profile, budget, drop),
         steps=reports,
     )
+
+
+def check_build(task: Task, target: Target, recipe: Recipe, *, threads: int, out: Path) -> None:
+    """Raise what can be known before anything is trained.
+
+    Raises:
+        ConfigError: The target does not take the recipe's type or the number of threads, the task
+            can't do a step, or `out` holds something else than an artifact.
+        ModelError: The model can't be traced, or holds an operator without an int8 form.
+        EdgeshrinkError: `out` can't be written.
+    """
+    step = quantizing_step(recipe)
+    check_threads(threads, target)
+    dtype = step.dtype if isinstance(step, Quantize) else "int8"
+    if dtype not in target.ops.dtypes:
+        fault = f"is {dtype!r}, and {target.name} takes {', '.join(target.ops.dtypes)}"
+        raise ConfigError("recipe: dtype", fault, "change the recipe, or choose another target")
+    check_widths(step, target)
+    check_recipe(task, recipe)
+    check_writable(out)
+    if task.training is not None or compressing_steps(recipe):
+        names_stay = not any(isinstance(s, Factorize) for s in recipe.steps)
+        check_exportable(task, step, target, names_stay=names_stay)
+
+
+def claim(task: Task, target: Target, seed: int) -> dict[str, str]:
+    """Return whose checkpoints a folder holds."""
+    return {"task": task.name, "seed": str(seed), "target": target.name}
+
+
+def claim_of_steps(recipe: Recipe) -> dict[str, str]:
+    """Return whose checkpoints the folder of a recipe's steps holds."""
+    return {f"step {i + 1}": repr(step) for i, step in enumerate(recipe.steps)}
 
 
 def exceeded_limits(
@@ -505,6 +543,7 @@ def _write_documents(
     drop: float | None,
     agreements: tuple[Agreement, ...],
     reports: Sequence[StepReport],
+    budget: Budget,
 ) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **golden)
@@ -514,6 +553,7 @@ def _write_documents(
     audit = {
         "scores": scores,
         "drop": drop,
+        "budget": {name: limit for name, limit in vars(budget).items() if limit is not None},
         "agreements": [vars(a) for a in agreements],
         "steps": [report.to_json() for report in reports],
     }
@@ -530,12 +570,30 @@ def _manifest(
     seed: int,
     reports: Sequence[StepReport],
 ) -> Artifact:
+    facts = read_facts(_artifact(folder, task, target, recipe, exported, scores, seed, reports))
+    (folder / REPORT).write_text(html_report(facts), "utf-8")
+    (folder / MODEL_CARD).write_text(model_card(facts), "utf-8")
+    artifact = _artifact(folder, task, target, recipe, exported, scores, seed, reports)
+    _write_json(folder / MANIFEST, artifact.to_json())
+    return artifact
+
+
+def _artifact(
+    folder: Path,
+    task: Task,
+    target: Target,
+    recipe: Recipe,
+    exported: Exported,
+    scores: Mapping[str, float],
+    seed: int,
+    reports: Sequence[StepReport],
+) -> Artifact:
     files = {
         p.relative_to(folder).as_posix(): file_entry(p.read_bytes())
         for p in sorted(folder.rglob("*"))
         if p.is_file()
     }
-    artifact = Artifact(
+    return Artifact(
         folder=folder,
         name=task.name,
         target=target.name,
@@ -552,8 +610,12 @@ def _manifest(
         temperature=_temperature(reports),
         files=files,
     )
-    _write_json(folder / MANIFEST, artifact.to_json())
-    return artifact
+
+
+def _found(profile: Profile, scores: Mapping[str, float], drop: float | None) -> dict[str, Any]:
+    """Return what a build found, beside what a search had predicted."""
+    figures = {name: figure.to_json() for name, figure in profile.figures.items()}
+    return {"scores": dict(scores), "drop": drop, "figures": figures}
 
 
 def _write_json(path: Path, content: object) -> None:

@@ -26,6 +26,7 @@ COMMANDS: Final = {
     "plan": "edgeshrink.cli.plan",
     "profile": "edgeshrink.cli.profile",
     "compile": "edgeshrink.cli.compile",
+    "report": "edgeshrink.cli.report",
     "pack": "edgeshrink.cli.pack",
     "setup": "edgeshrink.cli.setup",
 }
@@ -36,6 +37,7 @@ SUMMARIES: Final = {
     "plan": "Say what it would take to make a model fit, before any training.",
     "profile": "Say what a model file or a firmware costs on a device.",
     "compile": "Turn a quantized .tflite into plain C for a microcontroller.",
+    "report": "Show what an artifact is worth, and write the page of it.",
     "pack": "Write an artifact as a signed package for MCUboot, SWUpdate or RAUC.",
     "setup": "Fetch and prepare optional tools; nothing else fetches.",
 }

@@ -17,16 +17,16 @@ MECHANISMS = {
     "quantizer", "costs", "runtimes", "arena", "toolchain", "training", "task_loader",
     "task_checks", "scoring", "program", "predict", "quiet", "graph_reader", "flatbuffer",
     "tflite_schema", "user_code", "task_template", "passes", "lowering", "staging",
-    "checkpoints",
+    "checkpoints", "executors",
 }  # fmt: skip
-TOP = {"build", "firmware", "outlook", "cli", "__main__"}
+TOP = {"build", "firmware", "outlook", "trials", "cli", "__main__"}
 HEAVY = ("torch", "torchao", "executorch", "litert_torch", "ai_edge_litert", "ortools")
 
 
 def _floor(module: str) -> int:
     if module in ("cli", "__main__"):
         return 4
-    if module in ("build", "firmware", "outlook"):
+    if module in ("build", "firmware", "outlook", "trials"):
         return 3
     return 2 if module in VERBS else 1 if module in MECHANISMS else 0
 
