@@ -106,8 +106,8 @@ def values_of(prepared: fx.GraphModule, engines: Container[Engines]) -> tuple[Va
         found.append(
             Value(
                 store=module,
-                layer=layer_of(first),
-                names=frozenset(layer_of(n) for n in makers),
+                layer=_name(first),
+                names=frozenset(_name(n) for n in makers),
                 blocker=blocker,
             )
         )
@@ -121,6 +121,11 @@ def _store(prepared: fx.GraphModule, node: fx.Node) -> ObserverBase | None:
         return None
     is_one = isinstance(module, ObserverBase) and not isinstance(module, PerChannelMinMaxObserver)
     return module if is_one else None
+
+
+def _name(node: fx.Node) -> str:
+    """Return a layer's path; of a model's input the name that its `forward` has for it."""
+    return str(node.target) if node.op == "placeholder" else layer_of(node)
 
 
 def _makers(node: fx.Node) -> list[fx.Node]:
