@@ -13,36 +13,50 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from typing import Any, Final
 
 from edgeshrink.errors import ToolchainError
-from edgeshrink.quiet import reason
+from edgeshrink.quiet import quiet, reason
 
 CONNECT_S: Final = 5.0  # to find a cluster
 INSTALL: Final = "python -m pip install 'edgeshrink[cluster]'"
+# What Dask raises when it gives up on work whose worker or connection went, by name: Dask need not
+# be installed. Before that it starts such work again by itself.
+_LOST: Final = frozenset({
+    "KilledWorker", "CommClosedError", "FutureCancelledError", "FuturesCancelledError",
+})  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """Where work goes, and how much of it at a time."""
+
+    executor: Executor
+    count: int
 
 
 @contextlib.contextmanager
-def open_executor(*, jobs: int = 1, cluster: str = "") -> Iterator[Executor]:
-    """Yield where work runs; when the block ends, what has not ended yet is ended.
+def open_workers(*, jobs: int = 1, cluster: str = "") -> Iterator[Workers]:
+    """Yield where work runs; when the block ends, what still runs on this machine is killed.
 
     Args:
         jobs: Processes on this machine, each started anew (no copy of this one's threads).
-        cluster: Address of a Dask scheduler, "host:port"; empty: this machine.
+        cluster: Address of a Dask scheduler, "tcp://host:port"; empty: this machine.
 
     Raises:
         ToolchainError: There is no such cluster, it has no workers, or Dask is not installed.
     """
     if cluster:
-        with _cluster(cluster) as executor:
-            yield executor
+        with _cluster(cluster) as workers:
+            yield workers
         return
     before = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(
         jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_start
     )
     try:
-        yield pool
+        yield Workers(executor=pool, count=jobs)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in set(multiprocessing.active_children()) - before:
@@ -51,32 +65,22 @@ def open_executor(*, jobs: int = 1, cluster: str = "") -> Iterator[Executor]:
 
 
 def is_lost(future: Future[Any]) -> bool:
-    """Say whether the work of a future that ended was lost with its worker: it can run again."""
+    """Say whether work that ended was lost together with its worker: it may run again."""
     if future.cancelled():
         return True
-    return isinstance(future.exception(), BrokenProcessPool) or _names(future) in _LOST
-
-
-# What Dask raises where a worker or the connection went while something ran, by name: it need not
-# be installed. It starts lost work again by itself; these are for when it gives up.
-_LOST: Final = frozenset({
-    "KilledWorker", "CommClosedError", "FutureCancelledError", "FuturesCancelledError",
-})  # fmt: skip
-
-
-def _names(future: Future[Any]) -> str:
-    return type(future.exception()).__name__
+    error = future.exception()
+    return isinstance(error, BrokenProcessPool) or type(error).__name__ in _LOST
 
 
 def _start() -> None:
-    """Prepare a worker: Ctrl-C is the parent's affair, its end is ours, and nothing is printed."""
+    """Prepare a worker: it leaves Ctrl-C to its parent, ends with it, and prints nothing."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    with open(os.devnull, "w") as nowhere:  # noqa: PTH123
-        os.dup2(nowhere.fileno(), 1)
-        os.dup2(nowhere.fileno(), 2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
 
 
 def _end_with(parent: Any) -> None:
@@ -85,26 +89,28 @@ def _end_with(parent: Any) -> None:
 
 
 @contextlib.contextmanager
-def _cluster(address: str) -> Iterator[Executor]:
+def _cluster(address: str) -> Iterator[Workers]:
     where = f"--cluster {address}"
     try:
         from distributed import Client
     except ImportError as err:
         raise ToolchainError(where, "needs Dask, which is not installed", INSTALL) from err
+    with quiet():  # it logs each try
+        try:
+            client = Client(address, timeout=CONNECT_S, set_as_default=False)
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as err:
+            fix = 'start "dask scheduler", and give the address that it prints (tcp://HOST:8786)'
+            raise ToolchainError(where, f"can't be reached ({reason(err)})", fix) from err
     try:
-        client = Client(address, timeout=CONNECT_S, set_as_default=False)
-    except (OSError, TimeoutError, ValueError, RuntimeError, KeyError) as err:
-        fix = 'start "dask scheduler", and give the address that it prints (tcp://HOST:8786)'
-        raise ToolchainError(where, f"can't be reached ({reason(err)})", fix) from err
-    try:
-        if not client.scheduler_info()["workers"]:
+        count = len(client.nthreads())
+        if not count:
             fix = f'start "dask worker {address} --nthreads 1" on each machine'
             raise ToolchainError(where, "has no workers", fix)
         executor = client.get_executor(pure=False)
         try:
-            yield executor
+            yield Workers(executor=executor, count=count)
         finally:
             executor.shutdown(wait=False)
     finally:
-        with contextlib.suppress(OSError, TimeoutError):
+        with contextlib.suppress(OSError), quiet():
             client.close(timeout=CONNECT_S)

@@ -4,35 +4,48 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from edgeshrink.budget import Budget
-from edgeshrink.build import Built, Progress, build, checkpoints_folder, rejected_folder
+from edgeshrink.build import (
+    Built,
+    Progress,
+    build,
+    check_build,
+    checkpoints_folder,
+    claim,
+    rejected_folder,
+)
 from edgeshrink.channels import ChannelGroup
 from edgeshrink.checkpoints import claim_folder, describe_split, digest_of
 from edgeshrink.compression.prune import pruning
 from edgeshrink.compression.steps import Context
-from edgeshrink.errors import BudgetError, ConfigError, ModelError
-from edgeshrink.exporting import check_exportable
+from edgeshrink.errors import BudgetError, ConfigError, ModelError, ToolchainError
 from edgeshrink.lowering import Optimize
-from edgeshrink.planning import Plan, Trainable, after, plan, price
-from edgeshrink.planning.plan import levels
+from edgeshrink.planning import Candidate, Plan, Trainable, after, plan, price
+from edgeshrink.planning.plan import FIGURES, WHOLE, levels, narrower, trained_whole
+from edgeshrink.planning.search import SHARES
 from edgeshrink.program import ProgramModule
 from edgeshrink.quantizer.sketch import Sketch, sketch
-from edgeshrink.recipe import Prune, Quantize, Recipe
+from edgeshrink.recipe import Prune, Recipe
 from edgeshrink.scoring import score
 from edgeshrink.target import Target
 from edgeshrink.task import Task
+from edgeshrink.toolchain import cache_dir
 from edgeshrink.training import check_trainable, float_predict, train
 
+T = TypeVar("T")
+
 ATTEMPTS: Final = 3
-SENSITIVITY: Final = "sensitivity"  # folder of the checkpoints
+TIGHTENED: Final = 0.99  # of a limit, at most, after a prediction that was too low
+SENSITIVITY: Final = "sensitivity"  # folder of the checkpoints, and of the user's cache
 SENSITIVITY_S: Final = 20.0  # spent on scoring narrower models, about
 MEASURED_LEVELS: Final = (0.5, 0.25, 0.75)  # shares of a group's channels, in this order
 FINETUNE_EPOCHS: Final = 10  # where the task does not say how it trains
@@ -68,8 +81,42 @@ def plan_task(
     progress(0.0, "sketching")
     drawn = sketch(task.model, task.example_inputs)
     return _plan(
-        task, target, budget, drawn, _trainable(task), optimize=optimize, threads=threads,
+        task, target, budget, drawn, trainable_of(task), optimize=optimize, threads=threads,
         seed=seed, cache=cache, progress=progress,
+    )  # fmt: skip
+
+
+def planned_widths(
+    task: Task,
+    target: Target,
+    budget: Budget,
+    trainable: Trainable,
+    *,
+    optimize: Optimize,
+    threads: int,
+    seed: int,
+    cache: Path | None,
+    progress: Callable[[float, str], None],
+) -> tuple[Candidate, ...]:
+    """Return the widths that a search may take: the gentlest within shares of the budget.
+
+    Raises:
+        BudgetError: Nothing can fit.
+        ModelError: The model can't be traced, or an operator has no price.
+    """
+    progress(0.0, "sketching")
+    drawn = sketch(task.model, task.example_inputs)
+    step = Prune(ratio=0.5)
+    try:
+        groups, cut = pruning(task.model, step, Context(task=task, target=target, seed=seed))
+    except ModelError:
+        groups, sensitivity = (), None
+    else:
+        sensitivity = _sensitivity(task, groups, cut, step, seed, cache, progress)
+    return narrower(
+        drawn, groups, target, budget, SHARES, trainable=trainable, importance=step.importance,
+        sensitivity=sensitivity, optimize=optimize, threads=threads,
+        progress=lambda share, detail: progress(0.4 + 0.6 * share, detail),
     )  # fmt: skip
 
 
@@ -100,7 +147,7 @@ def _plan(
         else:
             if task.training is None and task.evaluate is not None and "validation" in task.data:
                 progress(0.1, "measuring sensitivity")
-                sensitivity = _sensitivity(task, groups, cut, step, cache, progress)
+                sensitivity = _sensitivity(task, groups, cut, step, seed, cache, progress)
     found = plan(
         drawn, groups, target, budget, trainable=trainable, importance=step.importance,
         sensitivity=sensitivity, optimize=optimize, threads=threads,
@@ -110,7 +157,8 @@ def _plan(
     return replace(found, notes=(*notes, *found.notes))
 
 
-def _trainable(task: Task) -> Trainable:
+def trainable_of(task: Task) -> Trainable:
+    """Return what a plan may ask of the task."""
     try:
         check_trainable(task, "plan")
     except ConfigError:
@@ -134,26 +182,39 @@ def _has_logits(task: Task) -> bool:
     return isinstance(targets, np.ndarray) and np.issubdtype(targets.dtype, np.integer)
 
 
+def sensitivity_folder() -> Path | None:
+    """Return where measured sensitivity is kept for this user; None where nothing can be."""
+    try:
+        return cache_dir() / SENSITIVITY
+    except ToolchainError:
+        return None
+
+
 def _sensitivity(
     task: Task,
     groups: tuple[ChannelGroup, ...],
     cut: Callable[[Mapping[str, int]], Any],
     step: Prune,
+    seed: int,
     cache: Path | None,
     progress: Callable[[float, str], None],
 ) -> dict[str, dict[int, float]]:
-    """Return by how much the validation score drops when one group alone keeps fewer channels."""
+    """Return by how much the validation score drops when one group alone keeps fewer channels.
+
+    What was measured is found again by the digest of weights, data and groups, and taken if the
+    whole model has the score that it had: code of the task may have changed besides.
+    """
     described = [
-        digest_of(task.model), describe_split(task.data["validation"]), step.importance,
-        task.metric.direction, *(f"{g.root}={g.n_channels}" for g in groups),
+        digest_of(task.model), describe_split(task.data["validation"]), step.importance, str(seed),
+        task.metric.name, task.metric.direction, repr(MEASURED_LEVELS),
+        *(f"{g.root}={g.n_channels} {g.importance.tobytes().hex()}" for g in groups),
     ]  # fmt: skip
     key = hashlib.sha256("\n".join(described).encode()).hexdigest()[:24]
     path = None if cache is None else cache / f"{key}.json"
-    if path is not None and path.is_file():
-        with suppress(OSError, ValueError, TypeError, AttributeError):
-            stored = json.loads(path.read_text("utf-8"))
-            return {r: {int(w): float(d) for w, d in row.items()} for r, row in stored.items()}
     whole = score(task, float_predict(task.model), "validation")
+    stored = None if path is None else _stored_sensitivity(path, whole)
+    if stored is not None:
+        return stored
     full = {g.root: g.n_channels for g in groups}
     found: dict[str, dict[int, float]] = {g.root: {} for g in groups}
     started = time.monotonic()
@@ -169,9 +230,22 @@ def _sensitivity(
             value = score(task, float_predict(narrowed), "validation")
             found[group.root][wanted] = task.metric.drop(whole, value)
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(found) + "\n", "utf-8")
+        with suppress(OSError):  # a cache that can't be written costs time, and nothing else
+            path.parent.mkdir(parents=True, exist_ok=True)
+            aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
+            aside.write_text(json.dumps({"whole": whole, "drops": found}) + "\n", "utf-8")
+            aside.replace(path)
     return found
+
+
+def _stored_sensitivity(path: Path, whole: float) -> dict[str, dict[int, float]] | None:
+    """Return what a file of the cache says; None where it is damaged, or of another score."""
+    with suppress(OSError, ValueError, TypeError, AttributeError, KeyError):
+        stored = json.loads(path.read_text("utf-8"))
+        if stored["whole"] == whole:
+            rows = stored["drops"].items()
+            return {r: {int(w): float(d) for w, d in row.items()} for r, row in rows}
+    return None
 
 
 def build_to_fit(
@@ -184,22 +258,25 @@ def build_to_fit(
     seed: int = 0,
     threads: int = 1,
     optimize: Optimize = "latency",
+    cache: Path | None = None,
     progress: Progress = lambda stage, share, detail: None,
 ) -> Built:
     """Build with `recipe`; without one, quantize alone where that fits, else by the planner.
 
-    Of the planner's recipes the gentlest is built first; where its real figures miss the budget,
-    the next that is worth a try, up to `ATTEMPTS`.
+    Quantizing alone is built first if it is predicted to fit. Where its real figures miss the
+    budget, and else at once, the planner's recipes are built, the gentlest first; where the real
+    figures of one miss, the next that is worth a try, up to `ATTEMPTS` in all. Attempts that failed
+    are remembered in `<out>.checkpoints`: an interrupted build does not repeat them.
 
     Raises:
         BudgetError: Nothing can fit, or no attempt did; names the closest one.
         EdgeshrinkError: As `build`.
     """
 
-    def built(task: Task, recipe: Recipe) -> Built:
+    def built(task: Task, recipe: Recipe, **changes: Any) -> Built:
         return build(
             task, target, recipe=recipe, budget=budget, out=out, seed=seed, threads=threads,
-            optimize=optimize, progress=progress,
+            optimize=optimize, progress=progress, **changes,
         )  # fmt: skip
 
     if recipe is not None:
@@ -213,29 +290,48 @@ def build_to_fit(
         whole = price(drawn.graph, target, optimize=optimize, threads=threads, budget=budget)
     except ModelError:
         return built(task, Recipe())
-    if not whole.overruns(budget):
-        return built(task, Recipe())
+    check_build(task, target, Recipe(), threads=threads, out=out)
     checkpoints = checkpoints_folder(out)
+    claim_folder(checkpoints, claim(task, target, seed))
+    fits = not whole.overruns(budget)
+    started = time.monotonic()
+    spent: dict[str, float] = {}
     if task.training is not None:
-        progress("checking", 0.0, "")
-        check_exportable(task, Quantize())
-        claim_folder(checkpoints, {"task": task.name, "seed": str(seed), "target": target.name})
-        plan_task(
-            task, target, budget, optimize=optimize, threads=threads, seed=seed,
-            progress=lambda share, detail: progress("planning", share, detail),
-        )  # fmt: skip  # raises where nothing can fit, before anything is trained
+        if not fits:
+            plan_task(
+                task, target, budget, optimize=optimize, threads=threads, seed=seed,
+                progress=lambda share, detail: progress("planning", share, detail),
+            )  # fmt: skip  # raises where nothing can fit, before anything is trained
         train(
             task, seed=seed, checkpoints=checkpoints / "float",
             progress=lambda share, detail: progress("training", share, detail),
         )  # fmt: skip
+        spent["training"] = time.monotonic() - started
         drawn = sketch(task.model, task.example_inputs)
     trained = replace(task, training=None)
-    found = _plan(
-        trained, target, budget, drawn, _trainable(task), optimize=optimize, threads=threads,
-        seed=seed, cache=checkpoints / SENSITIVITY,
-        progress=lambda share, detail: progress("planning", share, detail),
-    )  # fmt: skip
-    return _attempts(found, lambda r: built(trained, r), out)
+    attempts = _Attempts(checkpoints, f"{budget} {optimize} {threads}")
+
+    def attempt(candidate: Candidate) -> Built:
+        return attempts.build(
+            candidate, lambda folder: built(trained, candidate.recipe, checkpoints=folder,
+                                            spent=spent),
+        )  # fmt: skip
+
+    def planned(budget: Budget) -> Plan:
+        return _plan(
+            trained, target, budget, drawn, trainable_of(task), optimize=optimize, threads=threads,
+            seed=seed, cache=cache or checkpoints / SENSITIVITY,
+            progress=lambda share, detail: progress("planning", share, detail),
+        )  # fmt: skip
+
+    queue = _Queue(planned, budget, trainable_of(task))
+    try:
+        done = build_first(queue.following, attempt, out)
+    except BudgetError:
+        shutil.rmtree(checkpoints, ignore_errors=True)  # this build has come to its end
+        raise
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return done
 
 
 def _sketched(task: Task) -> Sketch | None:
@@ -246,20 +342,115 @@ def _sketched(task: Task) -> Sketch | None:
         return None
 
 
-def _attempts(found: Plan, built: Callable[[Recipe], Built], out: Path) -> Built:
-    """Build the candidates in order; leave the closest where a rejected artifact lies."""
-    queue = found.chosen or found.candidates[-1:]
+class _Queue:
+    """Says what to build next, from the plan and what the last attempt missed."""
+
+    def __init__(
+        self, planned: Callable[[Budget], Plan], budget: Budget, trainable: Trainable
+    ) -> None:
+        self.planned, self.budget, self.trainable = planned, budget, trainable
+        self.plan: Plan | None = None
+        self.rest: tuple[Candidate, ...] = ()
+        self.last: Candidate | None = None
+
+    def following(self, missed: BudgetError | None) -> Candidate | None:
+        if self.plan is None:
+            self.plan = self.planned(self.budget)
+            self.rest = self.plan.chosen or self.plan.candidates[-1:]
+        elif self.last is None or missed is None or self.last not in self.plan.chosen:
+            self.rest = ()
+        elif self.last.name == WHOLE:
+            self.rest = self._after_whole(self.last, missed)
+        else:
+            self.rest = after(self.plan, self.last, missed.where)
+        self.last = self.rest[0] if self.rest else None
+        return self.last
+
+    def _after_whole(self, whole: Candidate, missed: BudgetError) -> tuple[Candidate, ...]:
+        """Return what to do where the whole model was predicted to fit, and does not."""
+        if missed.where == "drop":
+            harder = trained_whole(whole, self.trainable)
+            if harder is None:
+                return ()
+            self.plan = replace(self.plan, candidates=(harder,)) if self.plan else None
+            return (harder,)
+        name = FIGURES.get(missed.where, "")
+        figure = whole.price.figures.get(name)
+        if figure is None or missed.need <= 0:
+            return ()
+        # The prediction errs by that factor: where it meets the corrected limit, the real one does.
+        limit = figure.high * min(TIGHTENED, missed.limit / missed.need)
+        changed: dict[str, Any] = {name: limit if name == "latency_ms" else int(limit)}
+        tight = replace(self.budget, **changed)
+        try:
+            self.plan = self.planned(tight)
+        except BudgetError:
+            return ()
+        return self.plan.chosen
+
+
+class _Attempts:
+    """Attempts of a build, each with a folder for its checkpoints; failed ones are remembered."""
+
+    def __init__(self, checkpoints: Path, asked: str) -> None:
+        self.folder, self.asked = checkpoints, asked
+
+    def build(self, candidate: Candidate, built: Callable[[Path], Built]) -> Built:
+        key = hashlib.sha256(f"{candidate.recipe.to_toml()} {self.asked}".encode()).hexdigest()[:16]
+        folder, verdict = self.folder / f"attempt-{key}", self.folder / f"failed-{key}.json"
+        failed = _failure(verdict)
+        if failed is not None:
+            raise failed
+        try:
+            return built(folder)
+        except BudgetError as err:
+            verdict.parent.mkdir(parents=True, exist_ok=True)
+            facts = {"what": err.where, "need": err.need, "limit": err.limit, "unit": err.unit,
+                     "closest": err.closest}  # fmt: skip
+            verdict.write_text(json.dumps(facts) + "\n", "utf-8")
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+def _failure(path: Path) -> BudgetError | None:
+    """Return how an attempt failed before an interrupt; None where that is not known."""
+    with suppress(OSError, ValueError, TypeError):
+        return BudgetError(**json.loads(path.read_text("utf-8")))
+    return None
+
+
+def build_first(
+    following: Callable[[BudgetError | None], T | None],
+    built: Callable[[T], Built],
+    out: Path,
+    *,
+    most: int = ATTEMPTS,
+) -> Built:
+    """Build one candidate after the other until one meets the budget.
+
+    The closest of those that miss it is left where a rejected artifact lies.
+
+    Args:
+        following: Given what the last one missed, returns the next; None when there is none.
+        built: Builds it; raises BudgetError where it misses.
+        out: The artifact's folder.
+        most: Candidates that are built.
+
+    Raises:
+        BudgetError: Of the closest one.
+    """
     failures: list[tuple[float, BudgetError]] = []
     rejected = rejected_folder(out)
     best = rejected.with_name(rejected.name + ".best")
-    shutil.rmtree(best, ignore_errors=True)
+    if best.is_dir():  # of a build that was interrupted
+        shutil.rmtree(rejected, ignore_errors=True)
+        best.rename(rejected)
+    candidate = following(None)
+    assert candidate is not None
     try:
-        for _ in range(ATTEMPTS):
-            if not queue:
-                break
-            candidate = queue[0]
+        while candidate is not None and len(failures) < most:
             try:
-                return built(candidate.recipe)
+                return built(candidate)
             except BudgetError as err:
                 excess = err.need / err.limit if err.limit else float("inf")
                 is_best = all(excess < other for other, _ in failures)
@@ -267,7 +458,7 @@ def _attempts(found: Plan, built: Callable[[Recipe], Built], out: Path) -> Built
                 if is_best and rejected.is_dir():
                     shutil.rmtree(best, ignore_errors=True)
                     rejected.rename(best)
-                queue = after(found, candidate, err.where) if candidate in found.chosen else ()
+                candidate = following(err) if len(failures) < most else None
     finally:
         if best.is_dir() and failures:
             shutil.rmtree(rejected, ignore_errors=True)

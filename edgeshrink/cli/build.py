@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgeshrink.cli.options import on_a_task
 from edgeshrink.cli.output import print_json, progress, show_figure, stdout_to_stderr
 from edgeshrink.quiet import quiet
 from edgeshrink.recipe import name_of
@@ -24,28 +25,17 @@ if TYPE_CHECKING:
 
 
 @click.command("build")
-@click.argument("task_spec", metavar="[TASK]", default="")
-@click.option("--target", "target_name", required=True, help="Device name, or path of a .toml.")
+@on_a_task
 @click.option("--recipe", "recipe_path", type=click.Path(path_type=Path), help="Recipe file.")
-@click.option(
-    "--budget", "budget_text", default="", help="ram=64KiB,latency=20ms,flash=1MiB,drop=0.01"
-)
-@click.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Parameter of the task."
-)
-@click.option("--data", type=click.Path(path_type=Path), help="Folder with the task's data.")
 @click.option("--calibration", type=click.Path(path_type=Path), help="Samples (.npz) for a .pt2.")
 @click.option("--out", type=click.Path(path_type=Path), help="Default: build/<task>-<target>.")
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
-@click.option("--threads", type=int, default=1, show_default=True, help="Threads on the device.")
 @click.option(
-    "--optimize",
-    type=click.Choice(["latency", "ram", "flash"]),
-    default="latency",
-    show_default=True,
-    help="What a microcontroller's kernels are chosen by.",
+    "--trials", type=click.IntRange(min=1), help="Search: try so many recipes, build the best."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Trials at a time, a process each.")
+@click.option(
+    "--cluster", metavar="ADDRESS", help="Run trials on a Dask cluster (tcp://HOST:8786)."
+)
 def command(
     task_spec: str,
     target_name: str,
@@ -55,6 +45,9 @@ def command(
     data: Path | None,
     calibration: Path | None,
     out: Path | None,
+    trials: int | None,
+    jobs: int | None,
+    cluster: str | None,
     seed: int,
     threads: int,
     optimize: Optimize,
@@ -67,8 +60,13 @@ def command(
 
     A recipe is TOML: [[steps]] tables in the order in which they are done, each with step = a word
     and the step's numbers. The words: sparsify, prune, factorize, cluster, finetune, quantize, qat,
-    temperature; quantize or qat ends it. Without a recipe the model is quantized. A build that was
-    interrupted while it trained goes on where it stopped when it is started again.
+    temperature; quantize or qat ends it. Without a recipe the model is quantized, and where that
+    does not fit, pruned as far as it must be. A build that was interrupted while it trained goes on
+    where it stopped when it is started again.
+
+    With --trials a search tries recipes: which channels go, how long and from what the rest learns,
+    how it is quantized. It compares them on the validation split and by predicted figures, and
+    builds the best that fits. What it finds stays in <out>.trials: it goes on from there.
     """
     from edgeshrink.budget import parse_budget
     from edgeshrink.errors import ConfigError
@@ -84,37 +82,69 @@ def command(
         fix = "leave it out: a task brings its own calibration split"
         raise ConfigError("--calibration", "has a meaning for a .pt2 only", fix)
 
+    _check_search(trials, jobs, cluster, recipe_path, task_spec)
     from edgeshrink.task_loader import load_task, parse_settings
 
     # What the task's own code prints must not end up in the JSON document.
     with stdout_to_stderr() if as_json else nullcontext(), progress() as report:
         report("loading", 0.0, task_spec)
-        task = load_task(
-            task_spec,
-            settings=parse_settings(settings),
-            data=calibration or data,
-            seed=seed,
-        )
+        values, place = parse_settings(settings), calibration or data
+        task = load_task(task_spec, settings=values, data=place, seed=seed)
         with quiet():  # what PyTorch says while it is imported
-            from edgeshrink.outlook import build_to_fit
+            from edgeshrink.outlook import build_to_fit, sensitivity_folder
 
         report("loading", 1.0, "")
+        budget = asked.over(task.budget.over(target.budget))
         folder = out or Path("build") / f"{task.name}-{target.name}"
-        built = build_to_fit(
-            task,
-            target,
-            recipe=recipe,
-            budget=asked.over(task.budget.over(target.budget)),
-            out=folder,
-            seed=seed,
-            threads=threads,
-            optimize=optimize,
-            progress=report,
-        )
+        if trials is None:
+            built = build_to_fit(
+                task, target, recipe=recipe, budget=budget, out=folder, seed=seed, threads=threads,
+                optimize=optimize, cache=sensitivity_folder(), progress=report,
+            )  # fmt: skip
+        else:
+            with quiet():
+                from edgeshrink.trials import TaskPlace, search_and_build
+
+            source = TaskPlace(spec=task_spec, settings=values, data=place, seed=seed)
+            built = search_and_build(
+                source, task, target, budget=budget, out=folder, n_trials=trials, jobs=jobs or 1,
+                cluster=cluster or "", seed=seed, threads=threads, optimize=optimize,
+                cache=sensitivity_folder(), progress=report,
+            )  # fmt: skip
     if as_json:
         print_json(built_json(built, task))
     else:
         print_built(built, task, target.title)
+
+
+def _check_search(
+    trials: int | None,
+    jobs: int | None,
+    cluster: str | None,
+    recipe_path: Path | None,
+    task_spec: str,
+) -> None:
+    """Raise for options of a search that contradict each other, and for tools that it lacks."""
+    from importlib.util import find_spec
+
+    from edgeshrink.errors import ConfigError, ToolchainError
+
+    if trials is None:
+        for name, value in (("--jobs", jobs), ("--cluster", cluster)):
+            if value is not None:
+                raise ConfigError(name, "says where trials run, and there are none", "add --trials")
+        return
+    if recipe_path is not None:
+        fix = "leave --recipe out to search, or --trials to build it"
+        raise ConfigError("--trials", "searches for a recipe, and one is given", fix)
+    if jobs is not None and cluster is not None:
+        raise ConfigError("--jobs", "and --cluster say where trials run", "give one of them")
+    if Path(task_spec).suffix == ".pt2":
+        fix = "give a task (a Python function) in place of the .pt2, or leave --trials out"
+        raise ConfigError("--trials", "an exported program has nothing to choose", fix)
+    if find_spec("optuna") is None:
+        install = "python -m pip install 'edgeshrink[build]'"
+        raise ToolchainError("--trials", "needs Optuna, which is not installed", install)
 
 
 def built_json(built: Built, task: Task) -> dict[str, object]:

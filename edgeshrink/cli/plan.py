@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgeshrink.cli.options import on_a_task
 from edgeshrink.cli.output import print_json, progress, stdout_to_stderr
 from edgeshrink.quiet import quiet
 from edgeshrink.units import format_bytes, format_ms
@@ -20,26 +21,8 @@ if TYPE_CHECKING:
 
 
 @click.command("plan")
-@click.argument("task_spec", metavar="[TASK]", default="")
-@click.option("--target", "target_name", required=True, help="Device name, or path of a .toml.")
-@click.option(
-    "--budget", "budget_text", default="", help="ram=64KiB,latency=20ms,flash=1MiB,drop=0.01"
-)
-@click.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Parameter of the task."
-)
-@click.option("--data", type=click.Path(path_type=Path), help="Folder with the task's data.")
+@on_a_task
 @click.option("--out", type=click.Path(path_type=Path), help="Write the chosen recipe (.toml).")
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
-@click.option("--threads", type=int, default=1, show_default=True, help="Threads on the device.")
-@click.option(
-    "--optimize",
-    type=click.Choice(["latency", "ram", "flash"]),
-    default="latency",
-    show_default=True,
-    help="What a microcontroller's kernels are chosen by.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(
     task_spec: str,
     target_name: str,
@@ -69,12 +52,13 @@ def command(
         task = load_task(task_spec, settings=parse_settings(settings), data=data, seed=seed)
         with quiet():
             from edgeshrink.emulation import check_threads
-            from edgeshrink.outlook import plan_task
+            from edgeshrink.outlook import plan_task, sensitivity_folder
         report("loading", 1.0, "")
         check_threads(threads, target)
         budget = asked.over(task.budget.over(target.budget))
         found = plan_task(
             task, target, budget, optimize=optimize, threads=threads, seed=seed,
+            cache=sensitivity_folder(),
             progress=lambda share, detail: report("planning", share, detail),
         )  # fmt: skip
         if out is not None and found.chosen:

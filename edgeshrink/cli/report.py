@@ -28,8 +28,12 @@ def command(artifact: Path, out: Path | None, as_json: bool) -> None:
     search made it (build --trials), the Pareto front with the recipe that was chosen.
     """
     from edgeshrink.artifact import read_artifact
+    from edgeshrink.errors import ConfigError
     from edgeshrink.reporting import REPORT, html_report, read_facts, tables
 
+    if not artifact.is_dir():
+        fault = "is a file, not an artifact's folder" if artifact.exists() else "does not exist"
+        raise ConfigError(str(artifact), fault, "give the folder that a build made")
     found = read_artifact(artifact)
     facts = read_facts(found)
     page = html_report(facts).encode()

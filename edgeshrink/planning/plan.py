@@ -31,6 +31,7 @@ LEVELS: Final = 8  # widths of a group that are priced, its own included
 SEARCH_S: Final = 25.0  # after which no further level is priced
 TIGHTER: Final = (1.0, 0.93, 0.8)  # of the budget: a first candidate, and ones for when it misses
 ROUNDS: Final = 6  # of correcting the knapsack's sums by true prices
+WHOLE: Final = "whole"  # the candidate that keeps every channel
 FIGURES: Final = {"flash": "flash_bytes", "ram": "ram_bytes", "latency": "latency_ms"}
 
 Progress = Callable[[float, str], None]
@@ -113,7 +114,7 @@ def plan(
         sensitivity=sensitivity, progress=progress,
     )  # fmt: skip
     progress(0.0, "pricing the whole model")
-    whole = search.candidate(search.full, "whole", trainable, importance)
+    whole = search.candidate(search.full, WHOLE, trainable, importance)
     if not whole.overruns:
         return Plan(target=target.name, candidates=(whole,), notes=search.notes())
     progress(0.1, "pricing the smallest candidate")
@@ -486,6 +487,21 @@ def _trained_longer(candidate: Candidate, trainable: Trainable) -> Candidate:
     return replace(candidate, recipe=Recipe(steps=steps), reasons=reasons)
 
 
+def trained_whole(whole: Candidate, trainable: Trainable) -> Candidate | None:
+    """Return the whole model trained while quantized: for when quantizing it loses too much.
+
+    None where the task can't train, or has nothing to judge it by.
+    """
+    if not trainable.epochs or not trainable.has_validation:
+        return None
+    step = TrainQuantized(
+        epochs=max(2, trainable.epochs // 4), distill="soft" if trainable.can_distill else "none"
+    )
+    reasons = ("no channel has to go", "trained while quantized: quantizing alone lost too much")
+    recipe = Recipe(steps=(step,))
+    return replace(whole, name=f"{WHOLE}-trained", recipe=recipe, reasons=reasons)
+
+
 def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
@@ -527,3 +543,66 @@ def _non_negative(
             ]
         )
     return shifted, bounds
+
+
+def narrower(
+    sketch: Sketch,
+    groups: Sequence[ChannelGroup],
+    target: Target,
+    budget: Budget,
+    shares: Sequence[float],
+    *,
+    trainable: Trainable,
+    importance: Importance = "magnitude",
+    sensitivity: Sensitivity | None = None,
+    optimize: Optimize = "latency",
+    threads: int = 1,
+    progress: Progress = lambda share, detail: None,
+) -> tuple[Candidate, ...]:
+    """Return the gentlest candidates within each share of the budget, each once, gentlest first.
+
+    Where the whole model fits it is the first, and shares are those of what it takes: so there is
+    always something to gain.
+
+    Args:
+        sketch, groups, target, budget, trainable, importance, sensitivity: As for `plan`.
+        shares: At most 1, falling.
+        optimize, threads: As in a build.
+        progress: Called as the search advances.
+
+    Raises:
+        BudgetError: Not even the smallest candidate can fit.
+    """
+    search = _Search(
+        sketch, groups, target, budget, optimize=optimize, threads=threads,
+        sensitivity=sensitivity, progress=lambda share, detail: None,
+    )  # fmt: skip
+    whole = search.candidate(search.full, WHOLE, trainable, importance)
+    found = [] if whole.overruns else [whole]
+    if whole.overruns:
+        search.certify()
+    figures = {n: f.high for n, f in whole.price.figures.items() if n in FIGURES.values()}
+    search.budget = budget = _at_most(budget, figures)
+    for position, share in enumerate(shares):
+        progress(position / len(shares), f"within {share:.0%} of the budget")
+        if share >= 1 and found:
+            continue
+        kept = search.widths(share)
+        if kept is not None and all(kept != c.kept for c in found):
+            found.append(search.candidate(kept, f"within-{share:.0%}", trainable, importance))
+    return tuple(found)
+
+
+def _at_most(budget: Budget, figures: Mapping[str, float]) -> Budget:
+    """Return the limits, none above what the whole model takes; where there are none, its own."""
+    limits = {name: getattr(budget, name) for name in figures}
+    if all(limit is None for limit in limits.values()):
+        first = next(n for n in ("latency_ms", "flash_bytes", "ram_bytes") if n in figures)
+        limits = {first: figures[first]}
+    tightened = {
+        name: min(limit, figures[name]) for name, limit in limits.items() if limit is not None
+    }
+    return replace(
+        budget,
+        **{n: v if n == "latency_ms" else math.floor(v) for n, v in tightened.items()},
+    )
