@@ -62,7 +62,7 @@ def write_checkpoint(
     whole = {
         "format": FORMAT,
         "identity": dict(identity),
-        "random": _random_states(checkpoints.splits),
+        "random": random_states(checkpoints.splits),
         "content": dict(content),
     }
     try:
@@ -106,7 +106,7 @@ def read_checkpoint(
     if version != FORMAT:
         raise ConfigError(str(path), f"has format {version}, this version reads {FORMAT}", fix)
     _compare(path, found, identity, fix)
-    _set_random_states(checkpoints.splits, states)
+    set_random_states(checkpoints.splits, states)
     assert isinstance(content, Mapping)
     return content
 
@@ -178,7 +178,7 @@ def _generators(splits: Iterable[Split]) -> list[Any]:
     return [g for g in found if isinstance(g, np.random.Generator | torch.Generator)]
 
 
-def _random_states(splits: Iterable[Split]) -> dict[str, Any]:
+def random_states(splits: Iterable[Split]) -> dict[str, Any]:
     """Return the states of the generators of `splits`, Python, numpy and torch."""
     numpy_state: Any = np.random.get_state(legacy=False)
     return {
@@ -197,7 +197,8 @@ def _to_json(state: Any) -> str:
     return json.dumps(state, default=lambda value: value.tolist())
 
 
-def _set_random_states(splits: Iterable[Split], states: Mapping[str, Any]) -> None:
+def set_random_states(splits: Iterable[Split], states: Mapping[str, Any]) -> None:
+    """Set all generators as `random_states` found them."""
     for generator, state in zip(_generators(splits), states["splits"], strict=True):
         if isinstance(generator, torch.Generator):
             generator.set_state(state)

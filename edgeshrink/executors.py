@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -16,11 +17,12 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, Final
 
-from edgeshrink.errors import ToolchainError
+from edgeshrink.errors import ConfigError, ToolchainError
 from edgeshrink.quiet import quiet, reason
 
 CONNECT_S: Final = 5.0  # to find a cluster
 INSTALL: Final = "python -m pip install 'edgeshrink[cluster]'"
+_ADDRESS: Final = re.compile(r"((tcp|tls|ucx|wss?)://)?[^/\s]+:\d{1,5}")
 # What Dask raises when it gives up on work whose worker or connection went, by name: Dask need not
 # be installed. Before that it starts such work again by itself.
 _LOST: Final = frozenset({
@@ -45,6 +47,7 @@ def open_workers(*, jobs: int = 1, cluster: str = "") -> Iterator[Workers]:
         cluster: Address of a Dask scheduler, "tcp://host:port"; empty: this machine.
 
     Raises:
+        ConfigError: That is no address.
         ToolchainError: There is no such cluster, it has no workers, or Dask is not installed.
     """
     if cluster:
@@ -91,6 +94,8 @@ def _end_with(parent: Any) -> None:
 @contextlib.contextmanager
 def _cluster(address: str) -> Iterator[Workers]:
     where = f"--cluster {address}"
+    if not _ADDRESS.fullmatch(address):
+        raise ConfigError(where, "is no address of a scheduler", "write it as tcp://HOST:8786")
     try:
         from distributed import Client
     except ImportError as err:

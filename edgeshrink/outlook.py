@@ -24,7 +24,13 @@ from edgeshrink.build import (
     rejected_folder,
 )
 from edgeshrink.channels import ChannelGroup
-from edgeshrink.checkpoints import claim_folder, describe_split, digest_of
+from edgeshrink.checkpoints import (
+    claim_folder,
+    describe_split,
+    digest_of,
+    random_states,
+    set_random_states,
+)
 from edgeshrink.compression.prune import pruning
 from edgeshrink.compression.steps import Context
 from edgeshrink.errors import BudgetError, ConfigError, ModelError, ToolchainError
@@ -310,8 +316,11 @@ def build_to_fit(
         drawn = sketch(task.model, task.example_inputs)
     trained = replace(task, training=None)
     attempts = _Attempts(checkpoints, f"{budget} {optimize} {threads}")
+    splits = tuple(task.data.values())
+    states = random_states(splits)
 
     def attempt(candidate: Candidate) -> Built:
+        set_random_states(splits, states)  # whatever was planned or built before
         return attempts.build(
             candidate, lambda folder: built(trained, candidate.recipe, checkpoints=folder,
                                             spent=spent),

@@ -33,7 +33,13 @@ from edgeshrink.build import (
     claim_of_steps,
 )
 from edgeshrink.checkpoints import FILE as CHECKPOINT
-from edgeshrink.checkpoints import claim_folder, describe_split, digest_of
+from edgeshrink.checkpoints import (
+    claim_folder,
+    describe_split,
+    digest_of,
+    random_states,
+    set_random_states,
+)
 from edgeshrink.compression import compress, compressing_steps
 from edgeshrink.errors import ConfigError, EdgeshrinkError, ModelError, ToolchainError
 from edgeshrink.executors import Workers, is_lost, open_workers
@@ -152,6 +158,8 @@ def search_and_build(
         EdgeshrinkError: As `build`; as a trial, where all of them fail.
     """
     _check(task)
+    with open_workers(jobs=jobs, cluster=cluster):
+        pass  # a cluster that can't be reached is told before anything else takes its time
     check_build(task, target, Recipe(), threads=threads, out=out)
     folder = trials_folder(out).resolve()
     names = _objectives(target, budget)
@@ -160,8 +168,6 @@ def search_and_build(
     lower: Direction = "lower"
     directions = [direction, *(lower for _ in names)]
     study = open_study(folder, identity, directions, seed)
-    with open_workers(jobs=jobs, cluster=cluster):
-        pass  # a cluster that can't be reached is told before anything is trained
     started = time.monotonic()
     if task.training is not None:
         train(
@@ -169,6 +175,8 @@ def search_and_build(
             progress=lambda share, detail: progress("training", share, detail),
         )  # fmt: skip
     trained = replace(task, training=None)
+    splits = tuple(task.data.values())
+    states = random_states(splits)
     space = _space(
         study, folder, task, trained, target, budget, optimize=optimize, threads=threads, seed=seed,
         cache=cache, progress=progress,
@@ -187,6 +195,7 @@ def search_and_build(
     queue = list(in_order(found, direction))
 
     def built(trial: Trial) -> Built:
+        set_random_states(splits, states)  # as a worker finds them
         return build(
             trained, target, recipe=trial.recipe, budget=budget, out=out, seed=seed,
             threads=threads, optimize=optimize, progress=progress, spent=spent,
