@@ -96,16 +96,16 @@ class Quantize:
     `observer` finds activation ranges: `histogram` and `mse` by least squared error, `percentile`,
     `entropy` by divergence, `minmax`, or `auto`: for each value what disturbs the outputs least.
 
-    With `activations = "auto"` as few layers get int16 activations as bring the drop in score below
-    the budget's on the validation split, or, without such a budget, the error of the outputs below
-    `most_error`. Weights are int8 always.
+    With `activations = "auto"` as few layers get int16 activations as bring the error of the outputs
+    below `most_error`; where that is 0, the drop in score on the validation split below the
+    budget's, and without such a budget the error below 0.001. Weights are int8 always.
     """
 
     dtype: Literal["int8", "float32"] = "int8"  # float32: export as it is
     activations: Activations = "int8"
     int16: tuple[str, ...] = ()  # layers by their path whose outputs are int16 in any case
     int8: tuple[str, ...] = ()  # layers whose outputs are int8 in any case
-    most_error: float = 1e-3  # mean squared error over variance of the outputs
+    most_error: float = 0.0  # mean squared error over variance of the outputs; 0: by the drop
     observer: AnyObserver = "histogram"
     n_samples: int = 128  # calibration samples at most
     equalize: bool = False  # cross-layer equalization first (Nagel et al., 2019)
@@ -159,7 +159,7 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
     "rounds": (1, 100), "epochs": (0, 100_000), "learning_rate": (1e-9, 10),
     "weight_decay": (0, 10), "warmup_share": (0, 0.9), "ema": (0, 0.99999), "patience": (0, 99_999),
     "temperature": (0.1, 100), "weight": (0, 1), "n_samples": (1, 1_000_000),
-    "freeze_observers_at": (0, 1), "most_error": (1e-9, 1), "n_bins": (2, 1000),
+    "freeze_observers_at": (0, 1), "most_error": (0, 1), "n_bins": (2, 1000),
 }  # fmt: skip
 
 

@@ -58,6 +58,7 @@ from edgeshrink.task import Arrays, Task
 from edgeshrink.training import float_predict
 
 N_VERIFIED = 32  # samples on which the engines are compared
+MOST_ERROR = 1e-3  # of the outputs' variance, where neither recipe nor budget has a limit
 N_PROBED = 32  # calibration samples by which ranges and widths are chosen
 N_GOLDEN = 8  # samples kept for the device's self-test
 
@@ -211,7 +212,8 @@ def _precision(
     any_batch = free_batch(graph_module, _source(task.model), _examples(task))
     probed = _tensors(samples[:: -(-len(samples) // N_PROBED)])
     drop = None
-    if most_drop is not None and task.evaluate is not None and "validation" in task.data:
+    is_scored = task.evaluate is not None and "validation" in task.data
+    if most_drop is not None and is_scored and not step.most_error and step.activations == "auto":
         before = score(task, float_predict(task.model), "validation")
 
         def drop(frozen: fx.GraphModule) -> float:
@@ -225,7 +227,7 @@ def _precision(
         int16=step.int16,
         int8=step.int8,
         engines=_wide_engines(target),
-        most_error=step.most_error,
+        most_error=step.most_error or MOST_ERROR,
         drop=drop,
         most_drop=most_drop,
         choose_ranges=step.observer == "auto",
