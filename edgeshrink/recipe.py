@@ -96,8 +96,8 @@ class Quantize:
     `observer` finds activation ranges: `histogram` and `mse` by least squared error, `percentile`,
     `entropy` by divergence, `minmax`, or `auto`: for each value what disturbs the outputs least.
 
-    With `activations = "auto"` as few layers get int16 activations as bring the error of the outputs
-    below `most_error`; where that is 0, the drop in score on the validation split below the
+    With `activations = "auto"` as few layers get int16 activations as bring the error of the
+    outputs below `most_error`; where that is 0, the drop in score on the validation split below the
     budget's, and without such a budget the error below 0.001. Weights are int8 always.
     """
 
