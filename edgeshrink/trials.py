@@ -55,7 +55,7 @@ from edgeshrink.planning.search import (
     in_order,
     recipe_of,
 )
-from edgeshrink.planning.study import ask, open_study, stored, tell, tell_failure
+from edgeshrink.planning.study import ask, close, open_study, stored, tell, tell_failure
 from edgeshrink.planning.study import trials as asked_trials
 from edgeshrink.profile import Figure
 from edgeshrink.program import ProgramModule
@@ -168,45 +168,48 @@ def search_and_build(
     lower: Direction = "lower"
     directions = [direction, *(lower for _ in names)]
     study = open_study(folder, identity, directions, seed)
-    started = time.monotonic()
-    if task.training is not None:
-        train(
-            task, seed=seed, checkpoints=folder / FLOAT,
-            progress=lambda share, detail: progress("training", share, detail),
+    try:
+        started = time.monotonic()
+        if task.training is not None:
+            train(
+                task, seed=seed, checkpoints=folder / FLOAT,
+                progress=lambda share, detail: progress("training", share, detail),
+            )  # fmt: skip
+        trained = replace(task, training=None)
+        splits = tuple(task.data.values())
+        states = random_states(splits)
+        space = _space(
+            study, folder, task, trained, target, budget, optimize=optimize, threads=threads,
+            seed=seed, cache=cache, progress=progress,
         )  # fmt: skip
-    trained = replace(task, training=None)
-    splits = tuple(task.data.values())
-    states = random_states(splits)
-    space = _space(
-        study, folder, task, trained, target, budget, optimize=optimize, threads=threads, seed=seed,
-        cache=cache, progress=progress,
-    )  # fmt: skip
-    before = score(trained, float_predict(trained.model), "validation")
-    search = _Search(
-        study=study, space=space, place=place, target=target, folder=folder, task=trained,
-        budget=budget, before=before, model=digest_of(trained.model), names=names,
-        n_trials=n_trials, jobs=jobs, cluster=cluster, progress=progress,
-    )  # fmt: skip
-    search.run()
-    spent = {"searching": time.monotonic() - started}
-    found = search.trials()
-    if not found:
-        raise search.failure()
-    queue = list(in_order(found, direction))
-
-    def built(trial: Trial) -> Built:
-        set_random_states(splits, states)  # as a worker finds them
-        return build(
-            trained, target, recipe=trial.recipe, budget=budget, out=out, seed=seed,
-            threads=threads, optimize=optimize, progress=progress, spent=spent,
-            checkpoints=_folder_of(folder, trial.number),
-            study=_pareto(found, trial, search, budget),
+        before = score(trained, float_predict(trained.model), "validation")
+        search = _Search(
+            study=study, space=space, place=place, target=target, folder=folder, task=trained,
+            budget=budget, before=before, model=digest_of(trained.model), names=names,
+            n_trials=n_trials, jobs=jobs, cluster=cluster, progress=progress,
         )  # fmt: skip
+        search.run()
+        spent = {"searching": time.monotonic() - started}
+        found = search.trials()
+        if not found:
+            raise search.failure()
+        queue = list(in_order(found, direction))
 
-    done = build_first(lambda _missed: queue.pop(0) if queue else None, built, out)
-    for trial in found:
-        shutil.rmtree(_folder_of(folder, trial.number), ignore_errors=True)
-    return done
+        def built(trial: Trial) -> Built:
+            set_random_states(splits, states)  # as a worker finds them
+            return build(
+                trained, target, recipe=trial.recipe, budget=budget, out=out, seed=seed,
+                threads=threads, optimize=optimize, progress=progress, spent=spent,
+                checkpoints=_folder_of(folder, trial.number),
+                study=_pareto(found, trial, search, budget),
+            )  # fmt: skip
+
+        done = build_first(lambda _missed: queue.pop(0) if queue else None, built, out)
+        for trial in found:
+            shutil.rmtree(_folder_of(folder, trial.number), ignore_errors=True)
+        return done
+    finally:
+        close(study)
 
 
 def _check(task: Task) -> None:

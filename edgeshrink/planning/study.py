@@ -99,6 +99,14 @@ def open_study(
     return study
 
 
+def close(study: optuna.Study) -> None:
+    """Let go of the study's file."""
+    storage: Any = study._storage
+    backend: Any = getattr(storage, "_backend", storage)  # behind a cache
+    backend.remove_session()
+    backend.engine.dispose()
+
+
 @contextlib.contextmanager
 def stored(folder: Path) -> Iterator[None]:
     """Turn what the storage raises into our words."""
