@@ -20,7 +20,7 @@ from edgeshrink.budget import Budget
 from edgeshrink.target import load_target
 from edgeshrink.task_loader import load_task
 from edgeshrink.trials import TaskPlace, search_and_build
-from tests.e2e.commands import call, interrupt, run, write_task
+from tests.e2e.commands import call, interrupt, write_task
 
 N_TRIALS = 5
 # Tells who loads it; a second long there is something to kill.
@@ -75,7 +75,7 @@ def dask_cluster(folder) -> Iterator[str]:
                     [*dask, "worker", *common, "--nthreads", "1", "--no-nanny"],
                     cwd=folder,
                     **quiet,
-                )  # fmt: skip
+                )
             )
         yield json.loads(file.read_text())["address"]
     finally:
@@ -138,7 +138,7 @@ def is_alive(pid: int) -> bool:
 def test_a_search_that_is_interrupted_goes_on_and_leaves_a_report(tmp_path, capfd):
     folder = write_task(tmp_path / "task", body=SLOW)
     out = tmp_path / "out"
-    command = ("build", folder, "--target", "rpi4", "--out", out, "--trials", "3", "--jobs", "2")
+    command = ("build", folder, "--target", "rp2040", "--out", out, "--trials", "3", "--jobs", "2")
     stopped = interrupt("best", *command)
     assert stopped.code == 130
     assert "last good artifact" in stopped.err
@@ -184,10 +184,10 @@ def test_a_recipe_and_a_search_for_one_contradict_each_other(tmp_path, capfd):
 
 
 @pytest.mark.slow
-def test_a_cluster_that_is_not_there_is_told_within_seconds(tmp_path):
+def test_a_cluster_that_is_not_there_is_told_within_seconds(tmp_path, capfd):
     folder = write_task(tmp_path / "task")
-    done = run(
-        "build", folder, "--target", "rpi4", "--out", tmp_path / "out", "--trials", "2",
+    done = call(
+        capfd, "build", folder, "--target", "rpi4", "--out", tmp_path / "out", "--trials", "2",
         "--cluster", "tcp://127.0.0.1:1",
     )  # fmt: skip
     assert done.code == 5
