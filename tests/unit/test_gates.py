@@ -22,6 +22,7 @@ from edgeshrink.exporting.gates import (
     engine_limit,
     is_exact,
     limit_lsb,
+    output_steps,
 )
 from edgeshrink.graph import Graph, Op, Quantization, Tensor
 from edgeshrink.target import load_target
@@ -267,3 +268,35 @@ def test_limit_grows_with_the_operators_that_round_and_stays_below_what_a_fault_
     assert limits == sorted(limits)
     assert limits[0] < limits[-1] <= 16
     assert limits[1] <= 3
+
+
+# --- 16 bits ----------------------------------------------------------------------------------
+
+
+def test_int16_outputs_are_counted_in_steps_of_int8_only_where_int8_is_rounded_before():
+    wide = ("int16",) * 4
+    assert output_steps(chain("CONV_2D", "ADD", dtypes=wide[:3])) == (1.0,)
+    assert output_steps(
+        chain("CONV_2D", "QUANTIZE", "ADD", dtypes=("int8", "int8", *wide[:2]))
+    ) == (256.0,)
+    moved = chain("PAD", "QUANTIZE", "CONV_2D", dtypes=("int8", "int8", "int16", "int16"))
+    assert output_steps(moved) == (1.0,), "padding and reading int8 rounds nothing"
+    assert output_steps(chain("CONV_2D", "QUANTIZE", dtypes=("int16", "int16", "int8"))) == (1.0,)
+    assert output_steps(chain("CONV_2D", "ADD")) == (1.0,)
+
+
+def test_a_step_of_int8_is_one_step_of_an_int16_output_behind_it():
+    expected = np.array([[0, 300, -300]], np.int16)
+    got = expected + np.array([[256, 0, -512]], np.int16)
+    found = compare("tflm", "litert", [got], [expected], limit=Limit(largest=2, rms=2), steps=[256])
+    assert found.largest == 2.0
+    assert found.unit == "LSB of int8"
+    assert difference([got], [expected]).largest == 512
+    with pytest.raises(ModelError, match="differ by up to 512 LSB "):
+        compare("tflm", "litert", [got], [expected], limit=Limit(largest=2, rms=2))
+
+
+def test_coarse_tables_of_sixteen_bits_are_granted_where_all_is_int16():
+    wide = chain("MUL", "RSQRT", dtypes=("int16",) * 3)
+    assert limit_lsb(wide) > 63 > limit_lsb(chain("MUL", "RSQRT"))
+    assert limit_lsb(chain("MUL", "MUL", dtypes=("int16",) * 3)) == limit_lsb(chain("MUL", "MUL"))

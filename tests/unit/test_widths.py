@@ -11,10 +11,11 @@ from torch import Tensor, fx, nn
 
 from edgeshrink.errors import ConfigError, ModelError
 from edgeshrink.quantizer import canonical_program
+from edgeshrink.quantizer.fake_quantize import freeze
 from edgeshrink.quantizer.operators import RULES
-from edgeshrink.quantizer.precision import Chosen, Precision
-from edgeshrink.quantizer.quantize import Quantized, prepare, quantize
-from edgeshrink.quantizer.widths import Value, values_of
+from edgeshrink.quantizer.precision import Chosen, Precision, choose
+from edgeshrink.quantizer.quantize import Quantized, calibrate, prepare, quantize
+from edgeshrink.quantizer.widths import Value, asked_values, values_of
 
 EVERY = frozenset({"every"})
 LITERT = frozenset({"every", "litert"})
@@ -65,7 +66,12 @@ def quantized(model: nn.Module, samples: list[tuple[Tensor, ...]], **asked) -> Q
 
 
 def chosen(model: nn.Module, samples: list[tuple[Tensor, ...]], **asked) -> Chosen:
-    found = quantized(model, samples, **asked).chosen
+    """What is chosen, without the conversion that follows."""
+    precision = Precision(**{"engines": EVERY, "batches": samples, **asked})
+    prepared, _ = prepare(canonical_program(model.eval(), samples[0]), "minmax")
+    calibrate(prepared, samples)
+    freeze(prepared)
+    found = choose(prepared, precision)
     assert found is not None
     return found
 
@@ -123,24 +129,25 @@ def test_constants_are_no_values():
 def test_operator_without_a_kernel_is_named_with_its_layer_and_a_remedy(
     function, operator, on_litert
 ):
-    model, samples = Of(function), samples_of(2, 1, 3, 8, 8)
+    model = Of(function)
+    found = values(model, 1, 3, 8, 8)
     with pytest.raises(ModelError, match=f"operator '{operator}' has no int16 form here") as caught:
-        quantized(model, samples, activations="int16")
+        asked_values(found, "int16", (), ())
     assert "int8 = [" in caught.value.fix
+    blocked = tuple(value.layer for value in found if value.blocker is not None)
+    wide, narrow = asked_values(found, "int16", (), blocked)
+    assert [value.layer for value in wide] == ["image"]
+    assert len(narrow) == len(blocked)
     if on_litert:
-        assert stored_types(quantized(model, samples, activations="int16", engines=LITERT))
-    kept = quantized(
-        model, samples, activations="int16",
-        int8=tuple(v.layer for v in values(model, 1, 3, 8, 8) if v.blocker is not None),
-    )  # fmt: skip
-    assert stored_types(kept) == {torch.int16: 1, torch.int8: 2}
+        everywhere = values(model, 1, 3, 8, 8, engines=LITERT)
+        assert len(asked_values(everywhere, "int16", (), ())[0]) == len(everywhere)
 
 
 def test_unknown_layers_are_told_with_the_nearest_name():
-    for key in ("int16", "int8"):
-        asked = {"activations": "int16", key: ("secnd",)}
+    found = values(Chain(), 1, 6)
+    for key, names in (("int16", (("secnd",), ())), ("int8", ((), ("secnd",)))):
         with pytest.raises(ConfigError, match=f"{key}: 'secnd' is no layer") as caught:
-            quantized(Chain(), samples_of(2, 1, 6), **asked)
+            asked_values(found, "int16", *names)
         assert caught.value.fix == "did you mean 'second'?"
 
 
