@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -144,7 +145,7 @@ def test_sensitivity_is_measured_once_for_a_model(tmp_path, monkeypatch):
     n_calls = len(calls)
     assert n_calls > 2
     second = plan_task(make_task(), TARGET, TIGHT, cache=tmp_path)
-    assert len(calls) == n_calls
+    assert len(calls) == n_calls + 1  # the whole model, to know that it has the score it had
     assert [c.kept for c in first.candidates] == [c.kept for c in second.candidates]
     assert first.chosen[0].predicted_drop is not None
     other = make_task()
@@ -160,3 +161,85 @@ def test_a_damaged_cache_is_measured_again(tmp_path):
     file.write_text("{")
     again = plan_task(make_task(), TARGET, TIGHT, cache=tmp_path)
     assert [c.kept for c in found.candidates] == [c.kept for c in again.candidates]
+
+
+def test_sensitivity_of_another_score_is_measured_again(tmp_path, monkeypatch):
+    """The metric's own code is in no digest; what it says of the whole model is."""
+    plan_task(make_task(), TARGET, TIGHT, cache=tmp_path)
+    (file,) = tmp_path.glob("*.json")
+    before = file.read_text()
+    task = make_task()
+    evaluate = task.evaluate
+    changed = replace(task, evaluate=lambda predict, split: evaluate(predict, split) / 2)
+    plan_task(changed, TARGET, TIGHT, cache=tmp_path)
+    assert file.read_text() != before
+
+
+def test_a_cache_that_can_not_be_written_costs_nothing_but_time(tmp_path):
+    (tmp_path / "file").write_text("")
+    found = plan_task(make_task(), TARGET, TIGHT, cache=tmp_path / "file" / "below")
+    assert found.chosen
+
+
+def fitting_budget() -> Budget:
+    """Return a flash budget that quantizing alone is predicted to meet, just."""
+    figures = plan_task(make_task(), TARGET, Budget()).candidates[0].price.figures
+    return Budget(flash_bytes=int(figures["flash_bytes"].high) + 10)
+
+
+def test_where_a_default_build_misses_what_it_was_predicted_to_meet_channels_go(tried, tmp_path):
+    recipes, errors = tried
+    budget = fitting_budget()
+    assert budget.flash_bytes is not None
+    errors.append(missed("flash", budget.flash_bytes * 1.02, budget.flash_bytes))
+    assert go(tmp_path, budget) == "built"
+    first, second = recipes
+    assert first == Recipe()
+    assert widths(second)
+
+
+def test_where_a_default_build_loses_too_much_the_whole_model_is_trained_quantized(tried, tmp_path):
+    recipes, errors = tried
+    errors.append(missed("drop", 0.05, 0.01))
+    assert go(tmp_path, Budget(flash_bytes=1 << 20)) == "built"
+    first, second = recipes
+    assert first == Recipe()
+    assert not widths(second)
+    assert isinstance(second.steps[-1], TrainQuantized)
+
+
+def test_what_misses_for_no_figure_of_the_plan_is_told(tried, tmp_path):
+    recipes, errors = tried
+    errors.append(missed("arena", 5, 4))
+    with pytest.raises(BudgetError, match="arena"):
+        go(tmp_path, Budget(flash_bytes=1 << 20))
+    assert len(recipes) == 1
+
+
+def test_an_interrupted_build_does_not_repeat_the_attempts_that_failed(tried, tmp_path):
+    recipes, errors = tried
+    errors += [missed("flash", 101), KeyboardInterrupt()]
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path)
+    first, second = recipes
+    assert go(tmp_path) == "built"
+    assert recipes[2:] == [second]
+    assert not (tmp_path / "out.checkpoints").exists()
+    assert go(tmp_path) == "built"  # what has come to its end begins again
+    assert recipes[3:] == [first]
+
+
+def test_each_attempt_has_checkpoints_of_its_own_and_failed_ones_leave_none(tmp_path, monkeypatch):
+    folders = []
+
+    def build(task, target, *, checkpoints, **others):
+        folders.append(checkpoints)
+        checkpoints.mkdir(parents=True)
+        assert all(not f.exists() for f in folders[:-1])
+        raise missed("flash", 100 + len(folders))
+
+    monkeypatch.setattr(outlook, "build", build)
+    with pytest.raises(BudgetError):
+        go(tmp_path)
+    assert len(set(folders)) == outlook.ATTEMPTS
+    assert not (tmp_path / "out.checkpoints").exists()
