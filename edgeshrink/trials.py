@@ -55,7 +55,7 @@ from edgeshrink.planning.search import (
     in_order,
     recipe_of,
 )
-from edgeshrink.planning.study import ask, close, open_study, stored, tell, tell_failure
+from edgeshrink.planning.study import Asked, ask, close, open_study, stored, tell, tell_failure
 from edgeshrink.planning.study import trials as asked_trials
 from edgeshrink.profile import Figure
 from edgeshrink.program import ProgramModule
@@ -167,7 +167,7 @@ def search_and_build(
     identity = _identity(task, target, budget, seed=seed, optimize=optimize, threads=threads)
     lower: Direction = "lower"
     directions = [direction, *(lower for _ in names)]
-    study = open_study(folder, identity, directions, seed)
+    study = open_study(folder, identity, directions)
     try:
         started = time.monotonic()
         if task.training is not None:
@@ -332,7 +332,9 @@ class _Search:
                 left = self._left()
                 self.progress("trials", 1 - left / self.n_trials, self._best())
                 while len(running) < min(workers.count, left):
-                    asked = cut_off.pop(0) if cut_off else ask(self.study, self.space)
+                    asked = (
+                        cut_off.pop(0) if cut_off else ask(self.study, self.space, self.place.seed)
+                    )
                     recipe = recipe_of(self.space, asked.choices)
                     known = self._known(recipe, asked.number)
                     if known is not None:
@@ -353,6 +355,9 @@ class _Search:
                         self._store(number, _result(future))
                 if any(is_lost(future) for future in done):
                     return False
+
+    def _next(self) -> Asked:
+        return ask(self.study, self.space, self.place.seed)
 
     def _known(self, recipe: Recipe, number: int) -> float | None:
         """Return the score of the same recipe in an earlier trial."""

@@ -54,7 +54,7 @@ class Asked:
 
 
 def open_study(
-    folder: Path, identity: Mapping[str, str], directions: Sequence[Direction], seed: int
+    folder: Path, identity: Mapping[str, str], directions: Sequence[Direction]
 ) -> optuna.Study:
     """Return the study in `folder`, a new one where there is none.
 
@@ -62,7 +62,6 @@ def open_study(
         folder: Made if it is missing.
         identity: Whose study it is, in words; one that differs refuses it.
         directions: Of the score, and of every figure.
-        seed: Of the sampler. What it draws depends on the trials that are there as well.
 
     Raises:
         ConfigError: The file is damaged, or the study of something else. It stays as it is.
@@ -93,9 +92,6 @@ def open_study(
                 there, here = found.get(key, "none"), identity.get(key, "none")
                 fault = f"belongs to another {key} ({there}), this is {here}; it is left as it is"
                 raise ConfigError(str(path), fault, f"go on with that {key}, or {fix}")
-        study.sampler = optuna.samplers.TPESampler(
-            seed=seed + 1009 * len(study.trials), n_startup_trials=RANDOM_TRIALS
-        )
     return study
 
 
@@ -141,12 +137,20 @@ def distributions(space: Space) -> dict[str, BaseDistribution]:
     return found
 
 
-def ask(study: optuna.Study, space: Space) -> Asked:
-    """Draw the next trial; the first ones are those that a build without a search would try."""
+def ask(study: optuna.Study, space: Space, seed: int) -> Asked:
+    """Draw the next trial; the first ones are those that a build without a search would try.
+
+    What is drawn depends on `seed`, the trial's number and the trials before it: a study that was
+    interrupted goes on as it would have.
+    """
     known = distributions(space)
     if not study.trials:
         for choices in first_choices(space):
             study.enqueue_trial({k: v for k, v in choices.items() if k in known})
+    number = sum(t.state != TrialState.WAITING for t in study.trials)
+    study.sampler = optuna.samplers.TPESampler(
+        seed=(seed + 1009 * number) % 2**32, n_startup_trials=RANDOM_TRIALS
+    )
     trial = study.ask(known)
     return Asked(number=trial.number, state="running", choices=trial.params, score=None, reason="")
 

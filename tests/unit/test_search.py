@@ -121,7 +121,7 @@ def test_the_first_trial_is_what_a_build_without_a_search_does():
 
 
 def opened(folder, **identity):
-    return open_study(folder, {"task": "t", "seed": "0"} | identity, ["higher", "lower"], 0)
+    return open_study(folder, {"task": "t", "seed": "0"} | identity, ["higher", "lower"])
 
 
 def test_a_study_of_something_else_is_refused_and_left(tmp_path):
@@ -141,17 +141,34 @@ def test_a_damaged_study_names_the_file_and_what_to_do(tmp_path, content):
     assert (tmp_path / FILE).read_bytes() == content
 
 
-def test_a_study_that_goes_on_draws_other_points(tmp_path):
+def test_a_study_that_goes_on_draws_what_it_would_have_drawn(tmp_path):
+    def drawn(folder, *, reopened: bool) -> list:
+        study = opened(folder)
+        found = []
+        for number in range(5):
+            if reopened:
+                close(study)
+                study = opened(folder)
+            asked = studies.ask(study, SPACE, 0)
+            assert asked.number == number
+            studies.tell(study, number, number / 5, [1.0], 0.0)
+            found.append(asked.choices)
+        close(study)
+        return found
+
+    whole = drawn(tmp_path / "whole", reopened=False)
+    assert drawn(tmp_path / "reopened", reopened=True) == whole
+    assert len({repr(choices) for choices in whole}) == 5
+
+
+def test_a_trial_that_nobody_finished_is_still_running_when_the_study_goes_on(tmp_path):
     study = opened(tmp_path)
-    first = [studies.ask(study, SPACE) for _ in range(4)]
-    for asked in first:
-        studies.tell(study, asked.number, 0.5, [1.0], 0.0)
+    number = studies.ask(study, SPACE, 0).number
     close(study)
     study = opened(tmp_path)
-    again = studies.ask(study, SPACE)
-    assert again.number == 4
-    assert again.choices not in [a.choices for a in first]
-    assert [a.state for a in studies.trials(study)] == ["finished"] * 4 + ["running"]
+    assert [(a.number, a.state) for a in studies.trials(study)] == [(number, "running")]
+    studies.tell(study, number, 0.5, [1.0], 0.0)
+    assert [(a.state, a.score) for a in studies.trials(study)] == [("finished", 0.5)]
     close(study)
 
 
