@@ -335,12 +335,13 @@ def _watched_decompositions():
         yield
 
 
+# Tests of one name, `scope="module"`, run one behind the other, on one worker: one trace for all.
 @functools.cache
 def rewritten(name: str) -> fx.GraphModule:
     return canonical_program(made(name), rows(*REWRITES[name].shapes))
 
 
-@pytest.mark.parametrize("name", REWRITES)
+@pytest.mark.parametrize("name", REWRITES, scope="module")
 def test_canonical_program_computes_what_the_model_computes(name):
     case, model, graph_module = REWRITES[name], made(name), rewritten(name)
     for seed in (1, 2):
@@ -353,7 +354,7 @@ def test_canonical_program_computes_what_the_model_computes(name):
             assert float((one - other).abs().max()) <= limit
 
 
-@pytest.mark.parametrize("name", REWRITES)
+@pytest.mark.parametrize("name", REWRITES, scope="module")
 def test_every_rewritten_operator_has_a_rule(name):
     assert set(targets(rewritten(name))) <= set(RULES)
 
@@ -496,7 +497,7 @@ def ruled(target: Any) -> fx.GraphModule:
     return quantized(Of(function), *shapes)
 
 
-@pytest.mark.parametrize("target", RULE_MODELS, ids=str)
+@pytest.mark.parametrize("target", RULE_MODELS, ids=str, scope="module")
 def test_operator_reads_and_writes_int8_with_the_scales_of_its_rule(target):
     graph_module = ruled(target)
     (node,) = nodes(graph_module, target)[-1:]
@@ -511,7 +512,7 @@ def test_operator_reads_and_writes_int8_with_the_scales_of_its_rule(target):
         assert scale == SPECIFIED[target]
 
 
-@pytest.mark.parametrize("target", RULE_MODELS, ids=str)
+@pytest.mark.parametrize("target", RULE_MODELS, ids=str, scope="module")
 def test_quantized_operator_stays_near_the_float_one(target):
     function, shapes = RULE_MODELS[target]
     graph_module = ruled(target)
@@ -522,12 +523,17 @@ def test_quantized_operator_stays_near_the_float_one(target):
         assert float((got - expected).abs().max()) <= 0.05 * spread + 0.05
 
 
-@pytest.mark.parametrize("target", WEIGHTED_MODELS, ids=str)
-def test_weights_are_symmetric_int8_per_output_channel(target):
+@functools.cache
+def weighted(target: Any) -> tuple[nn.Module, fx.GraphModule]:
     make, shape = WEIGHTED_MODELS[target]
     torch.manual_seed(0)
     model = make().eval()
-    graph_module = quantized(model, shape)
+    return model, quantized(model, shape)
+
+
+@pytest.mark.parametrize("target", WEIGHTED_MODELS, ids=str, scope="module")
+def test_weights_are_symmetric_int8_per_output_channel(target):
+    model, graph_module = weighted(target)
     (node,) = nodes(graph_module, target)
     weight = node.args[1]
     assert isinstance(weight, fx.Node)
@@ -547,11 +553,9 @@ def test_weights_are_symmetric_int8_per_output_channel(target):
     assert float(error.max()) <= 0.5001
 
 
-@pytest.mark.parametrize("target", WEIGHTED_MODELS, ids=str)
+@pytest.mark.parametrize("target", WEIGHTED_MODELS, ids=str, scope="module")
 def test_bias_lies_on_the_grid_of_its_int32(target):
-    make, shape = WEIGHTED_MODELS[target]
-    torch.manual_seed(0)
-    graph_module = quantized(make(), shape)
+    _, graph_module = weighted(target)
     (node,) = nodes(graph_module, target)
     weight, bias = node.args[1], node.args[2]
     assert isinstance(weight, fx.Node)
@@ -574,7 +578,7 @@ def test_activation_is_not_fused_when_somebody_else_reads_what_it_takes():
     assert is_dequantize(node.args[0])
 
 
-@pytest.mark.parametrize("name", REWRITES)
+@pytest.mark.parametrize("name", REWRITES, scope="module")
 def test_both_forms_of_the_graph_agree_and_no_value_is_stored_twice_on_its_way(name):
     shapes = REWRITES[name].shapes
     samples = [rows(*shapes, seed=seed) for seed in range(2)]
