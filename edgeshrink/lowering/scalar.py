@@ -75,25 +75,9 @@ def scalar_conv(conv: Conv) -> list[Variant]:
     ]
     fours = s["batches"] * -(-s["y_h"] * s["y_w"] // 4)
     taken_out = sum(found.n_taken_out for found in encoded)
-    call = Call(
-        function="es_conv_s8__scalar",
-        args=(
-            StructArg(type="es_conv_shape", fields=s),
-            TensorArg(tensor=conv.x),
-            ConstArg(name="weights", values=np.concatenate(stream)),
-            ScratchArg(n_bytes=8 * padded.shape[1]),
-            TensorArg(tensor=conv.y),
-        ),
-    )
-    return [
-        Variant(
-            name="scalar",
-            calls=(call,),
-            overlaps={conv.x: pixel_distance(conv, np.arange(0, s["y_h"] * s["y_w"], 4))},
-            cycles=fours * (9.5 * padded.size + 19.0 * taken_out + 250.0 * s["y_c"] + 22.0 * k),
-            code_bytes=1100,
-        )
-    ]
+    cycles = fours * (9.5 * padded.size + 19.0 * taken_out + 250.0 * s["y_c"] + 22.0 * k)
+    call = _streamed("es_conv_s8__scalar", conv, stream, scratch_bytes=8 * padded.shape[1])
+    return [_by_four_pixels("scalar", conv, call, cycles=cycles, code_bytes=1100)]
 
 
 def encode_filter(weights: npt.NDArray[np.int8]) -> Filter | None:
@@ -171,25 +155,37 @@ def wide_conv(conv: Conv) -> list[Variant]:
         row = np.pad(weights[o], (0, -len(weights[o]) % 4)).view("<i4")
         stream += [folded[o : o + 1], row, scales[o]]
     fours = s["batches"] * -(-s["y_h"] * s["y_w"] // 4)
-    call = Call(
-        function="es_conv_s8__rv32",
-        args=(
-            StructArg(type="es_conv_shape", fields=s),
-            TensorArg(tensor=conv.x),
-            ConstArg(name="weights", values=np.concatenate(stream)),
-            ScratchArg(n_bytes=4 * weights.shape[1]),
-            TensorArg(tensor=conv.y),
-        ),
+    cycles = fours * (10.5 * weights.size + 120.0 * s["y_c"] + 16.0 * k)
+    call = _streamed("es_conv_s8__rv32", conv, stream, scratch_bytes=4 * weights.shape[1])
+    return [_by_four_pixels("rv32 4x4", conv, call, cycles=cycles, code_bytes=1000)]
+
+
+def _streamed(
+    function: str, conv: Conv, stream: list[npt.NDArray[np.int32]], *, scratch_bytes: int
+) -> Call:
+    """Return the call of a convolution that reads weights and parameters as one stream."""
+    args = (
+        StructArg(type="es_conv_shape", fields=conv.shape),
+        TensorArg(tensor=conv.x),
+        ConstArg(name="weights", values=np.concatenate(stream)),
+        ScratchArg(n_bytes=scratch_bytes),
+        TensorArg(tensor=conv.y),
     )
-    return [
-        Variant(
-            name="rv32 4x4",
-            calls=(call,),
-            overlaps={conv.x: pixel_distance(conv, np.arange(0, s["y_h"] * s["y_w"], 4))},
-            cycles=fours * (10.5 * weights.size + 120.0 * s["y_c"] + 16.0 * k),
-            code_bytes=1000,
-        )
-    ]
+    return Call(function=function, args=args)
+
+
+def _by_four_pixels(
+    name: str, conv: Conv, call: Call, *, cycles: float, code_bytes: int
+) -> Variant:
+    """Return the variant of a call that writes four pixels of the output at once."""
+    firsts = np.arange(0, conv.shape["y_h"] * conv.shape["y_w"], 4)
+    return Variant(
+        name=name,
+        calls=(call,),
+        overlaps={conv.x: pixel_distance(conv, firsts)},
+        cycles=cycles,
+        code_bytes=code_bytes,
+    )
 
 
 def scalar_depthwise(conv: Conv) -> list[Variant]:
