@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from edgeshrink.errors import ModelError
 from edgeshrink.graph import Graph, Op, Tensor
-from edgeshrink.lowering.calls import Call, ConstArg, IntArg, StructArg, TensorArg, Variant
+from edgeshrink.lowering.calls import Arg, Call, ConstArg, IntArg, StructArg, TensorArg, Variant
 from edgeshrink.lowering.fixed_point import (
     LIMITS,
     activation_range,
@@ -145,44 +145,35 @@ def _table_variants(graph: Graph, op: Op, table: npt.NDArray[np.int8]) -> tuple[
     if (table == stored).all():
         variants.append(Variant(name="view", calls=(), alias={y.index: x.index}))
     if (table == np.clip(stored, low, high)).all():
-        call = Call(
-            function="es_clamp_s8__ref",
-            args=(
-                TensorArg(tensor=x.index),
-                TensorArg(tensor=y.index),
-                IntArg(value=n),
-                IntArg(value=low),
-                IntArg(value=high),
-            ),
-        )
-        variants.append(
-            Variant(
-                name="clamp",
-                calls=(call,),
-                overlaps=elementwise_distance(x, y),
-                cycles=10.0 * n,
-                code_bytes=52,
-            )
-        )
-    call = Call(
-        function="es_lookup_s8__ref",
-        args=(
+        args: tuple[Arg, ...] = (
             TensorArg(tensor=x.index),
-            ConstArg(name="table", values=table.astype(np.int8)),
             TensorArg(tensor=y.index),
-            IntArg(value=n),
-        ),
-    )
-    variants.append(
-        Variant(
-            name="table",
-            calls=(call,),
-            overlaps=elementwise_distance(x, y),
-            cycles=6.0 * n,
-            code_bytes=34,
+            *(IntArg(value=value) for value in (n, low, high)),
         )
+        call = Call(function="es_clamp_s8__ref", args=args)
+        variants.append(_value_by_value("clamp", call, x, y, cycles=10.0, code_bytes=52))
+    args = (
+        TensorArg(tensor=x.index),
+        ConstArg(name="table", values=table.astype(np.int8)),
+        TensorArg(tensor=y.index),
+        IntArg(value=n),
     )
+    call = Call(function="es_lookup_s8__ref", args=args)
+    variants.append(_value_by_value("table", call, x, y, cycles=6.0, code_bytes=34))
     return tuple(variants)
+
+
+def _value_by_value(
+    name: str, call: Call, x: Tensor, y: Tensor, *, cycles: float, code_bytes: int
+) -> Variant:
+    """Return the variant of a call that takes one value after the other, at `cycles` for each."""
+    return Variant(
+        name=name,
+        calls=(call,),
+        overlaps=elementwise_distance(x, y),
+        cycles=cycles * _count(y),
+        code_bytes=code_bytes,
+    )
 
 
 def _int16(graph: Graph, op: Op, x: Tensor, y: Tensor) -> Variant:
@@ -199,13 +190,7 @@ def _int16(graph: Graph, op: Op, x: Tensor, y: Tensor) -> Variant:
         call = _sigmoid_s16(graph, op, x, y, x_scale, y_scale)
     else:
         call = _slopes_s16(graph, op, x, y, x_scale, y_scale)
-    return Variant(
-        name="ref",
-        calls=(call,),
-        overlaps=elementwise_distance(x, y),
-        cycles=24.0 * _count(y),
-        code_bytes=160,
-    )
+    return _value_by_value("ref", call, x, y, cycles=24.0, code_bytes=160)
 
 
 _INT16: Final = ("RELU", "RELU6", "LEAKY_RELU", "ABS", "LOGISTIC", "TANH")
