@@ -61,10 +61,9 @@ def open_workers(*, jobs: int = 1, cluster: str = "") -> Iterator[Workers]:
     try:
         yield Workers(executor=pool, count=jobs)
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
         for process in set(multiprocessing.active_children()) - before:
             process.kill()
-        pool.shutdown(wait=True)
+        pool.shutdown(wait=True, cancel_futures=True)  # waits for their end
 
 
 def is_lost(future: Future[Any]) -> bool:
