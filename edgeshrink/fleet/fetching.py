@@ -171,7 +171,7 @@ class Fetcher(FetcherInterface):
             was_resumed = False  # pieces of two files, perhaps: once more, all of it
 
     def _append(self, url: str, part: Path, start: int, length: int) -> None:
-        """Append to `part` what is behind byte `start`, or all of it where the server sends that."""
+        """Append to `part` what is behind byte `start`, or all of it if that is what comes."""
         headers = {"Range": f"bytes={start}-"} if start else {}
         try:
             with self._answer(url, headers) as answer:
@@ -202,7 +202,7 @@ class Fetcher(FetcherInterface):
 
     @contextmanager
     def _answer(self, url: str, headers: Mapping[str, str]) -> Iterator[urllib3.BaseHTTPResponse]:
-        """Yield the answer to a GET, its head read; FetchError, SlowRetrievalError if none comes."""
+        """Yield the answer to a GET, its head read; FetchError or SlowRetrievalError if none."""
         patience = self.patience
         _Watched.sockets.last = None
         sockets = _Watched.sockets

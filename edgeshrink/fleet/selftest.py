@@ -10,8 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from edgeshrink.artifact import GOLDEN, MODEL_FILES, FileEntry, IoSpec, file_entry
-from edgeshrink.errors import EdgeshrinkError, GoldenVectorsError, ModelError, ToolchainError
+from edgeshrink.artifact import (
+    GOLDEN,
+    MODEL_FILES,
+    FileEntry,
+    IoSpec,
+    file_entry,
+    read_artifact,
+)
+from edgeshrink.errors import (
+    ConfigError,
+    EdgeshrinkError,
+    GoldenVectorsError,
+    ModelError,
+    ToolchainError,
+)
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -68,15 +81,41 @@ def self_test(
     from edgeshrink.runtimes import open_model
 
     path = folder / MODEL_FILES[READS[runtime]]
+    specs = _specs(folder)
     try:
         with open_model(path, runtime, python=python, timeout_s=timeout_s) as runner:
-            inputs = _in_order(arrays, "input", runner.inputs, _names(folder, "inputs"))
-            wanted = _in_order(arrays, "output", runner.outputs, _names(folder, "outputs"))
-            outputs = runner.run(*inputs)
+            inputs = _in_order(arrays, "input", specs[0] or runner.inputs)
+            wanted = _in_order(arrays, "output", specs[1] or runner.outputs)
+            if READS[runtime] == "pte":  # takes and gives the model's own floats
+                outputs = _stored(runner.run(*_floats(inputs, specs[0])), specs[1])
+            else:
+                outputs = runner.run(*inputs)
     except (ModelError, ToolchainError) as err:
         fix = "the release that was there before stays"
         raise SelfTestError(str(path.name), f"fails in {runtime} ({err})", fix) from err
     return _compare(outputs, wanted, runtime=runtime, max_lsb=max_lsb)
+
+
+def _floats(stored: list[npt.NDArray[Any]], specs: tuple[IoSpec, ...]) -> list[npt.NDArray[Any]]:
+    """Return what the stored arrays stand for, in the model's own layout."""
+    from edgeshrink.predict import dequantize_array, from_file_layout
+
+    return [
+        from_file_layout(dequantize_array(array, spec), spec)
+        for array, spec in zip(stored, specs, strict=True)
+    ]
+
+
+def _stored(
+    values: tuple[npt.NDArray[Any], ...], specs: tuple[IoSpec, ...]
+) -> tuple[npt.NDArray[Any], ...]:
+    """Return the model's own outputs as its `.tflite` would have stored them."""
+    from edgeshrink.predict import quantize_array, to_file_layout
+
+    return tuple(
+        quantize_array(to_file_layout(value, spec), spec)
+        for value, spec in zip(values, specs, strict=True)
+    )
 
 
 def read_golden(path: Path, signed: FileEntry) -> Mapping[str, npt.NDArray[Any]]:
@@ -102,32 +141,27 @@ def read_golden(path: Path, signed: FileEntry) -> Mapping[str, npt.NDArray[Any]]
         raise GoldenVectorsError(path.name, f"holds no arrays ({err})", fix) from err
 
 
-def _names(folder: Path, side: str) -> list[str]:
-    """Return what the artifact calls its inputs or outputs, in the order of the model's file."""
-    import json
-
+def _specs(folder: Path) -> tuple[tuple[IoSpec, ...], tuple[IoSpec, ...]]:
+    """Return the inputs and outputs that the artifact states: vectors are named by them."""
     try:
-        specs = json.loads((folder / "artifact.json").read_bytes())[side]
-        return [str(spec["name"]) for spec in specs]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []  # a file that edgeshrink did not make names them itself
+        artifact = read_artifact(folder)
+    except ConfigError:
+        return (), ()  # a model file that edgeshrink did not make names them itself
+    return artifact.inputs, artifact.outputs
 
 
 def _in_order(
-    arrays: Mapping[str, npt.NDArray[Any]],
-    side: str,
-    specs: tuple[IoSpec, ...],
-    names: list[str],
+    arrays: Mapping[str, npt.NDArray[Any]], side: str, specs: tuple[IoSpec, ...]
 ) -> list[npt.NDArray[Any]]:
     """Return the golden arrays of one side, one per input or output of the file."""
     found = []
-    for spec, name in zip(specs, names or [spec.name for spec in specs], strict=False):
-        array = arrays.get(f"{side}/{name}")
+    for spec in specs:
+        array = arrays.get(f"{side}/{spec.name}")
         if array is None or array.dtype.name != spec.dtype or array.shape[1:] != spec.shape[1:]:
-            what = f"{side}/{name} is not there, or is no {spec.dtype} of {list(spec.shape)}"
+            what = f"{side}/{spec.name} is not there, or is no {spec.dtype} of {list(spec.shape)}"
             raise GoldenVectorsError(GOLDEN, what, "build the artifact again")
         found.append(array)
-    if len(found) != len(specs) or not found or not len(found[0]):
+    if not found or not len(found[0]):
         raise GoldenVectorsError(GOLDEN, f"has no {side} vectors", "build the artifact again")
     return found
 
