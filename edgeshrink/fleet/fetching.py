@@ -43,6 +43,10 @@ class FetchError(EdgeshrinkError):
     """A server can't be reached, breaks off, or lacks a file. What is installed stays."""
 
 
+class MissingFileError(MirrorError):
+    """A mirror lacks a file that is signed."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Patience:
     """How long a device waits for a server."""
@@ -193,7 +197,7 @@ class Fetcher(FetcherInterface):
                 part.unlink(missing_ok=True)
             if err.status_code in (403, 404, 410):
                 what = f"is signed, and not there (HTTP {err.status_code})"
-                raise MirrorError(url, what, MIRROR_FIX) from err
+                raise MissingFileError(url, what, MIRROR_FIX) from err
             what = f"answers HTTP {err.status_code}"
             raise FetchError(url, what, "it is tried again next time") from err
         if part.stat().st_size < length:

@@ -117,6 +117,11 @@ def slot_folder(model: Path, slot: str) -> Path:
     return model / SLOTS / slot
 
 
+def signed_facts(model: Path, slot: str | None) -> dict[str, Any]:
+    """Return what was signed of the release in `slot`; an empty object where nothing is there."""
+    return {} if slot is None else read_json(slot_folder(model, slot) / RELEASE)
+
+
 @contextmanager
 def filling(model: Path, slot: str) -> Iterator[Path]:
     """Yield an empty folder that becomes the slot, wholly on the disk, when the block ends well.
