@@ -31,6 +31,11 @@ class MemorySystem:
         """What one miss brings in."""
         return self.caches.unit_bytes
 
+    @property
+    def code_bytes(self) -> int:
+        """What the cache of code holds."""
+        return _bytes(self.caches.code, self.unit_bytes)
+
 
 def memory_system(target: Target) -> MemorySystem | None:
     """Return what is known of a target's flash; None if its wait states or width are not."""
@@ -55,6 +60,11 @@ def memory_system(target: Target) -> MemorySystem | None:
     )
 
 
+def constants_bytes(system: MemorySystem) -> int:
+    """Return what the cache of constants holds."""
+    return _bytes(system.caches.constants or system.caches.code, system.unit_bytes)
+
+
 def waiting_cycles(system: MemorySystem, waits: Waits, cycles: float) -> float:
     """Return the cycles that code waited for the flash.
 
@@ -63,10 +73,26 @@ def waiting_cycles(system: MemorySystem, waits: Waits, cycles: float) -> float:
         waits: What no cache held.
         cycles: What the same code takes where memory never waits.
     """
+    return waits_for(
+        system, fetched=waits.fetched, jumps=waits.jumps, successors=waits.successors,
+        misses=waits.misses, cycles=cycles,
+    )  # fmt: skip
+
+
+def waits_for(
+    system: MemorySystem,
+    *,
+    fetched: float,
+    jumps: float,
+    successors: float,
+    misses: float,
+    cycles: float,
+) -> float:
+    """Return the same of counts that may be estimates, named as in `Waits`."""
     follows = float(system.wait_cycles)
-    if system.has_prefetch and waits.fetched:
-        follows = max(0.0, follows + 1 - cycles / waits.fetched)
-    return system.wait_cycles * (waits.jumps + waits.misses) + follows * waits.successors
+    if system.has_prefetch and fetched:
+        follows = max(0.0, follows + 1 - cycles / fetched)
+    return system.wait_cycles * (jumps + misses) + follows * successors
 
 
 def waits_per_op(
@@ -78,6 +104,10 @@ def waits_per_op(
     if system is None:
         return {}
     return {op: waiting_cycles(system, found, cycles.get(op, 0.0)) for op, found in waits.items()}
+
+
+def _bytes(shape: CacheShape, unit: int) -> int:
+    return shape.n_sets * shape.n_ways * shape.line_units * unit
 
 
 def _held(caches: tuple[Cache, ...], what: str) -> Cache | None:
