@@ -15,6 +15,7 @@ import csv
 import dataclasses
 import json
 import math
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -22,12 +23,28 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 from cmsis_nn_kernels import Measured, build, measure
+from microcontroller_rows import MLPERF, results
+from published_engines import (
+    SAME_KERNELS,
+    Result,
+)
 from scipy.optimize import nnls
+from scipy.stats import t as student
 
+from edgeshrink.costs.interpreter import cost_of_shapes
 from edgeshrink.costs.kernels import GROUPS, KernelShape, group_of, reads_of, terms_of
-from edgeshrink.costs.memory_system import MemorySystem, constants_bytes, memory_system
+from edgeshrink.costs.memory_system import (
+    MemorySystem,
+    constants_bytes,
+    memory_system,
+    waits_per_op,
+)
+from edgeshrink.costs.microcontroller import block_cycles
+from edgeshrink.firmware import compile_firmware
+from edgeshrink.graph_reader import read_model_bytes
+from edgeshrink.runtimes.firmware import open_firmware
 from edgeshrink.runtimes.flash_caches import Waits
-from edgeshrink.target import Target, list_targets
+from edgeshrink.target import Target, list_targets, load_target
 
 HERE: Final = Path(__file__).parent
 DATA: Final = HERE.parent / "edgeshrink" / "costs" / "data"
@@ -167,11 +184,15 @@ def interpreter_overhead(table: Sequence[Row]) -> dict[str, float]:
     (few, least), (many, most) = min(copied), max(copied)
     per_byte = (most - least) / (many - few)
     found = {kind: round(float(np.mean(values))) for kind, values in by_kind.items()}
-    loops = [(sum(1 for r in table if r["origin"] == row["origin"] and r["node"].isdigit()),
-              float(row["interpreter_cycles_p2"])) for row in table if row["node"] == "loop"]  # fmt: skip
+    loops = []
+    for row in table:
+        if row["node"] == "loop":
+            layers = [r for r in table if r["origin"] == row["origin"] and r["node"].isdigit()]
+            loops.append((len(layers), float(row["interpreter_cycles_p2"])))
     slope, fixed = np.polyfit(*np.array(loops, float).T, 1)
+    mean = round(np.mean([*found.values()]))
     return {
-        **found, "RESHAPE": round(least - per_byte * few), "else": round(np.mean([*found.values()])),
+        **found, "RESHAPE": round(least - per_byte * few), "else": mean,
         "per_op": round(float(slope), 1), "per_call": round(float(fixed), 1),
         "copy_per_byte": round(per_byte, 4),
     }  # fmt: skip
@@ -259,6 +280,150 @@ def kernel_data(
     }
 
 
+def half_width(residuals: Sequence[float], share: float = 0.9) -> tuple[float, float]:
+    """Return (center, half width) of what holds `share` of further residuals, by Student's t."""
+    values = np.asarray(residuals)
+    n = len(values)
+    spread = float(values.std(ddof=1)) * math.sqrt(1 + 1 / n)
+    return float(values.mean()), spread * float(student.ppf((1 + share) / 2, n - 1))
+
+
+def unfitted(found: Sequence[Result]) -> list[tuple[Result, float]]:
+    """Return (result, residual) of engines with CMSIS-NN kernels; nothing is fitted to them."""
+    return [
+        (r, math.log(r.cycles / r.estimate))
+        for r in found
+        if r.engine in SAME_KERNELS and r.classes
+    ]
+
+
+def from_m4_to_m7(found: Sequence[Result]) -> list[float]:
+    """Return, of engines on both cores, published over estimated ratio of the cores, as logs."""
+    ratios = []
+    for m4 in found:
+        for m7 in found:
+            same = (m4.engine, m4.version, m4.model) == (m7.engine, m7.version, m7.model)
+            if same and m4.classes and (m4.core, m7.core) == ("cortex-m4f", "cortex-m7"):
+                published, estimated = m7.cycles / m4.cycles, m7.estimate / m4.estimate
+                ratios.append(math.log(published / estimated))
+    return ratios
+
+
+def rp2040_layers(kernels: Sequence[Row]) -> list[tuple[str, float, float]]:
+    """Return (layer, published cycles, estimated cycles) of the layers published for an RP2040."""
+    target, found = load_target("rp2040"), []
+    for row in kernels:
+        if row["profile"] != "rp2040 pico" or row["model"].startswith("SOFTMAX"):
+            continue
+        kind, _, rest = row["model"].partition(" ")
+        out = [int(n) for n in rest.rpartition("-> ")[2].split("x")]
+        given = [int(n) for n in row["input_shape"].split("x")]
+        k = 1 if "1x1 stride" in rest else 3
+        shape = KernelShape(
+            kind=kind, in_h=given[1], in_w=given[2], in_c=given[3], out_h=out[1], out_w=out[2],
+            out_c=out[3], k_h=k, k_w=k, stride=given[1] // out[1],
+        )  # fmt: skip
+        published = float(row["latency_ms"]) * float(row["clock_mhz"]) * 1e3
+        found.append((row["model"], published, sum(cost_of_shapes([shape], target)[0])))
+    return found
+
+
+def validation_data(found: Sequence[Result], kernels: Sequence[Row]) -> dict[str, Any]:
+    """Return the content of microcontroller_validation.json, without what is typical."""
+    rows = unfitted(found)
+    center, half = half_width([residual for _, residual in rows])
+    ratios = from_m4_to_m7(found)
+    m7_center, m7_half = half_width(ratios)
+    layers = [math.log(published / ours) for _, published, ours in rp2040_layers(kernels)]
+    m0_center, m0_half = half_width(layers)
+    boards = sorted({r.board for r, _ in rows})
+    basis = (
+        f"{len(rows)} published results (microTVM with CMSIS-NN, MLPerf Tiny v1.0; "
+        f"{' and '.join(boards)}), to which nothing is fitted"
+    )
+    m4 = {"center": center, "half_width": half, "rows": len(rows), "basis": basis,
+          "has_memory": False}  # fmt: skip
+    cores = {
+        "cortex-m4f": m4,
+        "cortex-m33": m4,
+        "cortex-m7": {
+            **m4, "center": center + m7_center, "half_width": math.hypot(half, m7_half),
+            "basis": f"{basis}, and {len(ratios)} results of other engines on both a Cortex-M4 and "
+            "a Cortex-M7",
+        },
+        "cortex-m0+": {
+            **m4, "center": m0_center, "half_width": m0_half, "rows": len(layers),
+            "basis": f"{len(layers)} published layers (TFLM with CMSIS-NN on RP2040, its clock "
+            "assumed), to which nothing is fitted",
+        },
+        "xtensa-lx7": {
+            **m4, "center": 0.0, "half_width": 0.3, "rows": 9, "has_memory": True,
+            "basis": "9 published kernels of ESP-NN on ESP32-S3, to which the prices are fitted",
+        },
+        "xtensa-lx6": {
+            **m4, "center": 0.0, "half_width": 0.5, "rows": 9, "has_memory": True,
+            "basis": "9 published kernels of ESP-NN in plain C on ESP32-S3, another core",
+        },
+        "other": m4,
+    }  # fmt: skip
+    return {
+        "about": "Published results against estimates that were not fitted to them; residual = "
+        "log(published / estimate). `typical`: cycles that compiled models wait for the flash of a "
+        "target, per cycle of their code. Written by benchmarks/microcontroller_latency.py.",
+        "rows": [
+            {
+                "target": r.board, "engine": r.engine, "version": r.version, "model": r.model,
+                "published_cycles": round(r.cycles), "estimated_cycles": round(r.estimate),
+                "residual": round(residual, 4),
+            }
+            for r, residual in rows
+        ],
+        "cores": {
+            core: {**stats, "center": round(stats["center"], 4),
+                   "half_width": round(stats["half_width"], 4)}
+            for core, stats in cores.items()
+        },
+        "typical": [],
+    }  # fmt: skip
+
+
+def typical(models: Path) -> list[dict[str, Any]]:
+    """Compile the MLPerf Tiny models for every target and run them behind its flash."""
+    found = []
+    for target in list_targets():
+        system = memory_system(target) if target.kind == "microcontroller" else None
+        if system is None or all(runtime.name != "c" for runtime in target.runtimes):
+            continue
+        shares = []
+        for _, file in MLPERF.values():
+            with tempfile.TemporaryDirectory() as folder:
+                data = read_model_bytes(models / file)
+                firmware = compile_firmware(data, target, Path(folder), name="m", shown=file)
+                assert firmware.elf is not None
+                with open_firmware(
+                    firmware.elf, target.cpu.core, timeout_s=600, caches=system.caches
+                ) as runner:
+                    run, _ = runner.count(*[np.zeros(s.shape, s.dtype) for s in runner.inputs])
+            cycles: dict[int | None, float] = {}
+            for block, took in zip(
+                run.blocks, block_cycles(run.blocks, target.cpu.core), strict=True
+            ):
+                cycles[block.op] = cycles.get(block.op, 0.0) + took
+            waited = waits_per_op(system, run.waits, cycles)
+            shares.append(round(sum(waited.values()) / sum(cycles.values()), 4))
+        found.append({
+            "like": target.name, "core": target.cpu.core, "unit_bytes": system.unit_bytes,
+            "code_bytes": system.code_bytes, "constants_bytes": constants_bytes(system),
+            "wait_cycles": system.wait_cycles, "waiting_per_cycle": shares,
+        })  # fmt: skip
+        print(f"{target.name}: compiled models wait {shares} per cycle")
+    return found
+
+
+def page(found: Sequence[Result], validation: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+    """Write the page."""
+
+
 def main() -> None:
     """Fit, test, write."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -266,12 +431,23 @@ def main() -> None:
     parser.add_argument("--models", type=Path, required=True)
     parser.add_argument("--cmsis-nn", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=Path("cmsis_nn_sweep.json"))
+    parser.add_argument("--typical", action="store_true", help="run compiled models anew")
     options = parser.parse_args()
     table = read(options.anchors / "cmsis_nn_emulated.csv")
     kernels = read(options.anchors / "kernels.csv")
     shapes, measured = sweep(table, options.cmsis_nn, options.cache)
     data = kernel_data(table, kernels, shapes, measured)
     write_json(DATA / "interpreter_kernels.json", data)
+    found = results(options.anchors, options.models)
+    validation = validation_data(found, kernels)
+    kept = DATA / "microcontroller_validation.json"
+    if kept.is_file():
+        validation["typical"] = json.loads(kept.read_text("utf-8"))["typical"]
+    write_json(kept, validation)
+    if not validation["typical"] or options.typical:
+        validation["typical"] = typical(options.models)
+        write_json(kept, validation)
+    page(found, validation, data)
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

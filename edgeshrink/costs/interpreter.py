@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgeshrink.costs.data_files import read_data
-from edgeshrink.costs.kernels import KernelShape, group_of, reads_of, shape_of, terms_of
+from edgeshrink.costs.kernels import ELSE, KernelShape, group_of, reads_of, shape_of, terms_of
 from edgeshrink.costs.memory_system import MemorySystem, constants_bytes, memory_system, waits_for
 from edgeshrink.errors import ConfigError
 from edgeshrink.graph import Graph
@@ -70,27 +70,18 @@ def interpreter_cost(graph: Graph, target: Target) -> InterpreterCost:
         what = "is for microcontrollers"
         raise ConfigError(f"--engine {ENGINE}", what, "use engine tflite or executorch")
     name, rates = _rates(target.cpu.core)
-    system = memory_system(target) if "waits" in rates else None
-    waits = _waits(rates["waits"], system) if system else {}
     op_cycles, waiting, unknown = [], [], []
     errors = 0.0
     for op in graph.ops:
         shape = shape_of(graph, op)
-        group, is_known = group_of(shape)
-        is_known = is_known and shape.kind == op.kind and group in rates["cycles"]
-        entry = rates["cycles"].get(group) or rates["cycles"]["add"]
-        terms = terms_of(group if group in rates["cycles"] else "add", shape)
         factor, is_int8 = _type_factor(graph, op.inputs)
-        cycles = factor * _dot(entry["per"], terms)
-        waited = 0.0
-        if system is not None and group in waits:
-            waited = _waited(waits[group], system, group, shape, terms, cycles)
+        layer = _layer(shape, rates, target, factor)
         overhead = rates["interpreter"].get(op.kind, rates["interpreter"]["else"])
-        op_cycles.append(cycles + waited + overhead)
-        waiting.append(waited)
-        error = entry["error"] if is_known and is_int8 else UNKNOWN_OP
-        errors += error * op_cycles[-1]
-        if not is_known or not is_int8:
+        op_cycles.append(layer.cycles + layer.waiting + overhead)
+        waiting.append(layer.waiting)
+        is_known = layer.is_known and shape.kind == op.kind and is_int8
+        errors += (layer.error if is_known else UNKNOWN_OP) * op_cycles[-1]
+        if not is_known:
             unknown.append(op.index)
     loop = rates["interpreter"]["per_call"] + len(graph.ops) * rates["interpreter"]["per_op"]
     total = sum(op_cycles) or 1.0
@@ -105,6 +96,15 @@ def interpreter_cost(graph: Graph, target: Target) -> InterpreterCost:
     )
 
 
+def cost_of_shapes(
+    shapes: Sequence[KernelShape], target: Target
+) -> tuple[tuple[float, float], ...]:
+    """Return, for layers without a graph, the cycles of int8 kernels and those spent waiting."""
+    _, rates = _rates(target.cpu.core)
+    layers = [_layer(shape, rates, target, 1.0) for shape in shapes]
+    return tuple((layer.cycles, layer.waiting) for layer in layers)
+
+
 def interpreter_ms(graph: Graph, target: Target) -> float:
     """Return the milliseconds of one inference of `graph` in TFLM on `target`.
 
@@ -114,6 +114,30 @@ def interpreter_ms(graph: Graph, target: Target) -> float:
     if target.cpu.clock_mhz is None:
         raise ConfigError(f"target {target.name}", "has no clock", "add cpu.clock_mhz")
     return interpreter_cost(graph, target).total_cycles / (1e3 * target.cpu.clock_mhz)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layer:
+    cycles: float  # where memory never waits
+    waiting: float
+    error: float
+    is_known: bool
+
+
+def _layer(shape: KernelShape, rates: Mapping[str, Any], target: Target, factor: float) -> _Layer:
+    """Return what a kernel costs on the board of `target`; `factor` is for other types."""
+    group, is_known = group_of(shape)
+    if group not in rates["cycles"]:
+        group, is_known = ELSE, False
+    entry, terms = rates["cycles"][group], terms_of(group, shape)
+    cycles = factor * _dot(entry["per"], terms)
+    system = memory_system(target) if "waits" in rates else None
+    waiting = 0.0
+    if system is not None:
+        waits = _waits(rates["waits"], system)
+        if group in waits:
+            waiting = _waited(waits[group], system, group, shape, terms, cycles)
+    return _Layer(cycles=cycles, waiting=waiting, error=entry["error"], is_known=is_known)
 
 
 def _rates(core: str) -> tuple[str, Mapping[str, Any]]:

@@ -1,14 +1,17 @@
-"""Cycles of executed code on a microcontroller's core: from instruction timing, with a band.
+"""Cycles and milliseconds on a microcontroller: instruction timing, waiting for flash, a band.
 
 The code that ran is known exactly, block by block (`runtimes/firmware.py`); what a block costs
-comes from the core's table in `data/microcontroller_cycles.json`, for memory that never waits. Wait
-states and caches are not in it. The band comes from a comparison with published results of another
-inference engine, so it validates nothing about other code: it says what the table leaves out.
+where memory never waits comes from the core's table in `data/microcontroller_cycles.json`, what the
+board's flash adds from facts of its target (`memory_system.py`). `time_figures` is the one place
+where cycles become milliseconds. Bands come from published results of engines that run CMSIS-NN
+kernels, predicted with nothing fitted to them (`data/microcontroller_validation.json`, written by
+`benchmarks/microcontroller_latency.py`). Of generated C there are no published results: it has the
+band that the same timing tables and memory model have there.
 """
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,14 +19,24 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+from edgeshrink.costs.data_files import read_data
+from edgeshrink.costs.memory_system import MemorySystem, constants_bytes, memory_system
 from edgeshrink.errors import ConfigError, ModelError, ToolchainError
+from edgeshrink.profile import Figure
 from edgeshrink.runtimes.firmware import Block
 from edgeshrink.strict_toml import nearest
+from edgeshrink.target import Target
 
 DATA: Final = Path(__file__).parent / "data" / "microcontroller_cycles.json"
 BUILD_EXTRA: Final = "python -m pip install 'edgeshrink[build]'"
-# Cores without a comparison take twice its width, in log space.
+VALIDATION: Final = Path(__file__).parent / "data" / "microcontroller_validation.json"
+# In log space: a board without published results has a band so much wider than its core's, one
+# whose flash is not known, and a core without any so much wider than that of Cortex-M4.
+OTHER_BOARD_WIDTH: Final = 1.25
+UNKNOWN_FLASH_WIDTH: Final = 2.0
 OTHER_CORE_WIDTH: Final = 2.0
+# On boards without published results, the part of the waiting that may be wrong either way.
+WAITING_ERROR: Final = 0.5
 
 # Mnemonic of capstone, without condition and width -> class, the first that fits. In an IT block
 # capstone adds the condition, so patterns match from the start and end where the name may go on.
@@ -76,6 +89,33 @@ class Band:
     low: float
     high: float
     basis: str
+    is_validated: bool = False  # by published results of this board and of this kind of engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoardValidation:
+    """How published results of a board compare with estimates that were not fitted to them."""
+
+    rows: int  # 0: there are none for this engine on this board
+    mean_error: float  # of estimate / published - 1, absolute
+    within_10: float  # share of the rows within 10 %, in [0, 1]
+    basis: str  # whose results, or why there are none
+    low: float  # the band, as factors on an estimate
+    high: float
+
+    @property
+    def is_validated(self) -> bool:
+        """Say whether there are published results."""
+        return self.rows > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TypicalWaiting:
+    """What generated code waits for a flash, from models that were compiled and run."""
+
+    factor: float  # cycles on the board over those where memory never waits
+    share: float  # of the board's cycles, in [0, 1]
+    error: float  # half the width of a band around the factor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,28 +159,136 @@ def block_cycles(
     return tuple(found)
 
 
-def cycle_band(core: str) -> Band:
-    """Return the band of an estimate for a core; it is validated for no core."""
-    table, comparison = _table(core), _data()["comparison"]
-    factors = [factor for row in comparison["factors"].values() for factor in row]
-    error = 1 + comparison["left_out_error"]
-    low, high = min(1.0, *factors) / error, max(factors) * error
-    basis = (
-        f"{table['source']}; no wait states; published results of one engine on two boards are "
-        f"{min(factors):g} to {max(factors):g} times such an estimate"
+def time_figures(
+    cycles: float,
+    target: Target,
+    *,
+    engine: str,
+    error: float = 0.0,
+    waiting_share: float = 0.0,
+    note: str = "",
+) -> dict[str, Figure]:
+    """Return the figures `cycles` and, where the clock is known, `latency_ms`, with their band.
+
+    Args:
+        cycles: Of one inference on the board, waiting included.
+        target: The board.
+        engine: "c" or "tflm".
+        error: Half the relative width of the band that the estimate of the cycles alone has.
+        waiting_share: The part of the cycles in which the core waits for its flash, in [0, 1].
+        note: What else to say of the cycles.
+    """
+    band = cycle_band(target, engine=engine, error=error, waiting_share=waiting_share)
+    waits = f"{100 * waiting_share:.0f} % of them waiting for flash; " if waiting_share else ""
+    figures = {
+        "cycles": Figure(
+            value=cycles, unit="cycles", how="modelled", low=cycles * band.low,
+            high=cycles * band.high, validated=band.is_validated,
+            note=waits + (f"{note}; " if note else "") + band.basis,
+        )
+    }  # fmt: skip
+    if target.cpu.clock_mhz is not None:
+        per_ms = 1e3 * target.cpu.clock_mhz
+        modelled = figures["cycles"]
+        figures["latency_ms"] = Figure(
+            value=modelled.value / per_ms, unit="ms", how="modelled", low=modelled.low / per_ms,
+            high=modelled.high / per_ms, validated=band.is_validated,
+            note=f"cycles at {target.cpu.clock_mhz:g} MHz",
+        )  # fmt: skip
+    return figures
+
+
+def cycle_band(
+    target: Target, *, engine: str, error: float = 0.0, waiting_share: float = 0.0
+) -> Band:
+    """Return the band of an estimate of cycles; arguments as of `time_figures`."""
+    checked = board_validation(target, engine)
+    low, high = math.log(checked.low), math.log(checked.high)
+    center, half = (low + high) / 2, (high - low) / 2
+    unsure = 0.0 if _results(target.name) else WAITING_ERROR * waiting_share
+    half = math.sqrt(half**2 + error**2 + unsure**2)
+    return Band(
+        low=min(1.0, math.exp(center - half)), high=max(1.0, math.exp(center + half)),
+        basis=checked.basis, is_validated=checked.is_validated,
+    )  # fmt: skip
+
+
+def board_validation(target: Target, engine: str) -> BoardValidation:
+    """Return what published results say of estimates for an engine on a board.
+
+    Results are of engines that run CMSIS-NN kernels, so they validate engine "tflm". For engine
+    "c" and on other boards they give the width of the band, and nothing is called validated.
+    """
+    data = _validation()
+    core, name = target.cpu.core, target.name
+    own = _results(name)
+    known = data["cores"].get(core)
+    stats = known or data["cores"]["other"]
+    width = 1.0 if known else OTHER_CORE_WIDTH
+    why = [str(stats["basis"])]
+    if not own:
+        width *= OTHER_BOARD_WIDTH
+        why.append("none of them on this board: widened")
+    if known is None:
+        why.append(f"none on {core}: twice that width")
+    if memory_system(target) is None and not stats["has_memory"]:
+        width *= UNKNOWN_FLASH_WIDTH
+        why.append("the target's file does not say how its flash waits: widened")
+    center, half = stats["center"], width * stats["half_width"]
+    rows = own if engine == "tflm" else []
+    errors = [abs(math.exp(-row["residual"]) - 1) for row in rows]
+    if engine == "c":
+        why.insert(0, "no published results of generated code; the timing and memory model was "
+                   "compared with")  # fmt: skip
+    return BoardValidation(
+        rows=len(rows),
+        mean_error=sum(errors) / len(errors) if errors else 0.0,
+        within_10=sum(e <= 0.1 for e in errors) / len(errors) if errors else 0.0,
+        basis=", ".join([f"{why[0]} {why[1]}", *why[2:]] if engine == "c" else why),
+        low=math.exp(center - half),
+        high=math.exp(center + half),
     )
-    if core not in comparison["cores"]:
-        basis += f", none of them on {core}: twice that width"
-        low, high = low**OTHER_CORE_WIDTH, high**OTHER_CORE_WIDTH
-        if not table["is_published"]:
-            low = min(low, 1 / high)
-    return Band(low=low, high=high, basis=basis)
+
+
+def typical_waiting(target: Target) -> TypicalWaiting:
+    """Return what generated code waits for the flash of `target`, before there is any code."""
+    system = memory_system(target)
+    if system is None:
+        return TypicalWaiting(factor=1.0, share=0.0, error=0.0)
+    entries = [e for e in _validation()["typical"] if e["core"] == target.cpu.core]
+    entries = entries or list(_validation()["typical"])
+    entry = min(entries, key=lambda e: _far(e, system))
+    scale = system.wait_cycles / entry["wait_cycles"] if entry["wait_cycles"] else 0.0
+    extra = [scale * one for one in entry["waiting_per_cycle"]]
+    factor = 1 + sum(extra) / len(extra)
+    spread = max((abs(math.log((1 + one) / factor)) for one in extra), default=0.0)
+    return TypicalWaiting(factor=factor, share=1 - 1 / factor, error=spread)
+
+
+def _far(entry: Mapping[str, Any], system: MemorySystem) -> float:
+    """Return how different the caches of an entry are from those of `system`, in log space."""
+    pairs = (
+        (entry["unit_bytes"], system.unit_bytes),
+        (entry["code_bytes"], system.code_bytes),
+        (entry["constants_bytes"], constants_bytes(system)),
+        (entry["wait_cycles"], system.wait_cycles),
+    )
+    return sum(abs(math.log((a + 1) / (b + 1))) for a, b in pairs)
+
+
+def _results(name: str) -> list[Mapping[str, Any]]:
+    """Return the published results of a board that estimates were compared with."""
+    return [row for row in _validation()["rows"] if row["target"] == name]
+
+
+@cache
+def _validation() -> Mapping[str, Any]:
+    return read_data(VALIDATION, ("rows", "cores", "typical"))
 
 
 @cache
 def _data() -> Mapping[str, Any]:
-    found: Mapping[str, Any] = json.loads(DATA.read_text(encoding="utf-8"))
-    return found
+    return read_data(DATA, ("cores",))
 
 
 def _table(core: str) -> Mapping[str, Any]:

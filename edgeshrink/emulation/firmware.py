@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeshrink.budget import Budget
-from edgeshrink.costs.microcontroller import block_cycles, cycle_band
-from edgeshrink.costs.work import op_work
+from edgeshrink.costs.memory_system import memory_system, waits_per_op
+from edgeshrink.costs.microcontroller import block_cycles, time_figures, typical_waiting
+from edgeshrink.costs.work import graph_macs, op_work
 from edgeshrink.errors import ConfigError, ModelError
 from edgeshrink.graph import Graph
 from edgeshrink.profile import Figure, OpCost, Profile, exact, overruns
@@ -23,9 +24,14 @@ from edgeshrink.runtimes.firmware import (
     open_firmware,
     run_firmware,
 )
+from edgeshrink.runtimes.flash_caches import FlashCaches
 from edgeshrink.target import Target
 
 BETWEEN: Final = "between operators"
+WAITING: Final = "waiting for flash"
+# Larger programs are not run through simulated caches, which takes two to ten times as long.
+SIMULATED_INSTRUCTIONS: Final = 60_000_000
+SIMULATED_MACS: Final = 15_000_000
 NO_SYMBOL: Final = "(no symbol)"
 
 
@@ -67,14 +73,12 @@ def emulate_firmware(
         )
     program = read_elf(elf)
     notes: list[str] = []
-    if has_harness(program):
-        run = _one_inference(program, core, inputs, timeout_s)
-    else:
-        run = run_firmware(program, core, timeout_s=timeout_s, ram_bytes=target.memory.ram_bytes)
-        if run.exit_status:
-            notes.append(f"the program ended with status {run.exit_status}")
+    run = _run(program, target, graph, inputs, timeout_s)
+    if run.exit_status:
+        notes.append(f"the program ended with status {run.exit_status}")
     per_block = block_cycles(run.blocks, core)
-    figures = firmware_figures(run, sum(per_block), target)
+    waiting = _waiting(run, per_block, target)
+    figures = firmware_figures(run, sum(per_block), waiting, target)
     if run.stack_bytes is None:
         notes.append("it is not known where the stack is: RAM is without it; name its upper end "
                      "__stack_top")  # fmt: skip
@@ -86,38 +90,89 @@ def emulate_firmware(
         model_path=name or str(elf),
         model_sha256=program.sha256,
         figures=figures,
-        ops=_rows(run, per_block, target, graph),
+        ops=_rows(run, per_block, waiting, target, graph),
         overruns=overruns(figures, budget or target.budget),
         notes=tuple(notes),
     )
 
 
-def _one_inference(
-    program: Elf, core: str, inputs: Sequence[npt.NDArray[Any]] | None, timeout_s: float
+def _run(
+    program: Elf,
+    target: Target,
+    graph: Graph | None,
+    inputs: Sequence[npt.NDArray[Any]] | None,
+    timeout_s: float,
 ) -> FirmwareRun:
-    with open_firmware(program, core, timeout_s=timeout_s) as runner:
+    """Run one inference, or all of a program without our harness; behind caches if it is short."""
+    system = memory_system(target)
+    caches = system.caches if system is not None else None
+    simulated_s = 10 * timeout_s
+
+    def once(caches: FlashCaches | None, timeout_s: float) -> FirmwareRun:
+        if has_harness(program):
+            return _one_inference(program, target.cpu.core, inputs, timeout_s, caches)
+        return run_firmware(
+            program, target.cpu.core, timeout_s=timeout_s, ram_bytes=target.memory.ram_bytes,
+            caches=caches,
+        )  # fmt: skip
+
+    if graph is not None and caches is not None and graph_macs(graph) <= SIMULATED_MACS:
+        return once(caches, simulated_s)
+    run = once(None, timeout_s)
+    if caches is None or run.instructions > SIMULATED_INSTRUCTIONS:
+        return run
+    return once(caches, simulated_s)
+
+
+def _one_inference(
+    program: Elf,
+    core: str,
+    inputs: Sequence[npt.NDArray[Any]] | None,
+    timeout_s: float,
+    caches: FlashCaches | None,
+) -> FirmwareRun:
+    with open_firmware(program, core, timeout_s=timeout_s, caches=caches) as runner:
         if inputs is None:
             inputs = [np.zeros(spec.shape, spec.dtype) for spec in runner.inputs]
         run, _ = runner.count(*inputs)
     return run
 
 
-def firmware_figures(run: FirmwareRun, cycles: float, target: Target) -> dict[str, Figure]:
-    """Return the figures of a run: of its counts, its cycles, and the image it ran from."""
-    size, band = image_size(run.elf), cycle_band(target.cpu.core)
-    stack = run.stack_bytes
-    modelled = Figure(
-        value=cycles,
-        unit="cycles",
-        how="modelled",
-        low=cycles * band.low,
-        high=cycles * band.high,
-        validated=False,
-        note=band.basis,
-    )
+def _waiting(
+    run: FirmwareRun, per_block: Sequence[float], target: Target
+) -> dict[int | None, float]:
+    """Return what every operator waited for the flash: as simulated, else as is typical."""
+    cycles: dict[int | None, float] = {}
+    for block, took in zip(run.blocks, per_block, strict=True):
+        cycles[block.op] = cycles.get(block.op, 0.0) + took
+    if run.waits:
+        return waits_per_op(memory_system(target), run.waits, cycles)
+    extra = typical_waiting(target).factor - 1
+    return {op: extra * took for op, took in cycles.items()} if extra else {}
+
+
+def firmware_figures(
+    run: FirmwareRun, cycles: float, waiting: Mapping[int | None, float], target: Target
+) -> dict[str, Figure]:
+    """Return the figures of a run: of its counts, its cycles, and the image it ran from.
+
+    Args:
+        run: What was counted.
+        cycles: Of the code, where memory never waits.
+        waiting: Cycles that each operator waited for the flash.
+        target: The board.
+    """
+    size, stack = image_size(run.elf), run.stack_bytes
+    waited = sum(waiting.values())
+    is_typical = bool(waiting) and not run.waits
     figures = {
         "instructions": exact(run.instructions, "instructions", how="emulated"),
-        "cycles": modelled,
+        **time_figures(
+            cycles + waited, target, engine="c",
+            waiting_share=waited / (cycles + waited) if waited else 0.0,
+            error=typical_waiting(target).error if is_typical else 0.0,
+            note="as other models wait, for this one is long" if is_typical else "",
+        ),
         "flash_bytes": exact(
             size.flash,
             "B",
@@ -129,29 +184,25 @@ def firmware_figures(run: FirmwareRun, cycles: float, target: Target) -> dict[st
             how="emulated",
             note=f"variables {size.static_ram} B" + (f", stack {stack} B" if stack else ""),
         ),
-    }
+    }  # fmt: skip
     if stack is not None:
         figures["stack_bytes"] = exact(
             stack, "B", how="emulated", note="the deepest byte written since reset"
-        )
-    if target.cpu.clock_mhz is not None:
-        per_ms = 1e3 * target.cpu.clock_mhz
-        figures["latency_ms"] = Figure(
-            value=modelled.value / per_ms,
-            unit="ms",
-            how="modelled",
-            low=modelled.low / per_ms,
-            high=modelled.high / per_ms,
-            validated=False,
-            note=f"cycles at {target.cpu.clock_mhz:g} MHz",
         )
     return figures
 
 
 def _rows(
-    run: FirmwareRun, per_block: Sequence[float], target: Target, graph: Graph | None
+    run: FirmwareRun,
+    per_block: Sequence[float],
+    waiting: Mapping[int | None, float],
+    target: Target,
+    graph: Graph | None,
 ) -> tuple[OpCost, ...]:
-    """Return a row for every operator in order, or for every function, costliest first."""
+    """Return a row for every operator in order, or for every function, costliest first.
+
+    What operators wait is in their cycles; of functions it is not known apart, so it has a row.
+    """
     has_ops = any(block.op is not None for block in run.blocks)
     functions = FunctionMap(run.elf.symbols)
     totals: dict[int | str, tuple[int, float]] = {}
@@ -166,6 +217,11 @@ def _rows(
             instructions + block.entries * block.n_instructions,
             sum_cycles + cycles,
         )
+    for op, waited in waiting.items():
+        key = (BETWEEN if op is None else op) if has_ops else WAITING
+        instructions, sum_cycles = totals.get(key, (0, 0.0))
+        if waited:
+            totals[key] = instructions, sum_cycles + waited
     if graph is not None and has_ops:
         unknown = [key for key in totals if isinstance(key, int) and key >= len(graph.ops)]
         if unknown:
@@ -204,8 +260,8 @@ def _row(
             op = graph.ops[key]
             kind, macs = op.kind, op_work(graph, op).macs
             name = next((graph.tensors[i].name for i in op.outputs if graph.tensors[i].name), "")
-    elif key == BETWEEN:
-        kind, name = BETWEEN, ""
+    elif key in (BETWEEN, WAITING):
+        kind, name = str(key), ""
     clock_mhz = target.cpu.clock_mhz
     return OpCost(
         index=index,

@@ -11,7 +11,10 @@ import numpy as np
 from edgeshrink.budget import Budget
 from edgeshrink.costs.application import latency
 from edgeshrink.costs.firmware import STACK_BYTES, FirmwarePrice, firmware_price
-from edgeshrink.costs.microcontroller import cycle_band
+from edgeshrink.costs.firmware_waits import ERROR as WAITING_ERROR
+from edgeshrink.costs.firmware_waits import step_waiting
+from edgeshrink.costs.memory_system import memory_system
+from edgeshrink.costs.microcontroller import time_figures
 from edgeshrink.costs.work import graph_macs
 from edgeshrink.graph import Graph
 from edgeshrink.lowering import Lowered, Optimize, lower
@@ -130,7 +133,11 @@ def _weights(graph: Graph) -> int:
 
 
 def _firmware_figures(found: FirmwarePrice, lowered: Lowered, target: Target) -> dict[str, Figure]:
-    band = cycle_band(target.cpu.core)
+    system = memory_system(target)
+    waiting = 0.0
+    if system is not None:
+        pairs = zip(lowered.steps, found.op_cycles, strict=True)
+        waiting = sum(step_waiting(lowered.graph, step, took, system) for step, took in pairs)
     measured = "" if found.core == target.cpu.core else f"; as measured on {found.core}"
     figures = {
         "flash_bytes": _figure(
@@ -143,22 +150,13 @@ def _firmware_figures(found: FirmwarePrice, lowered: Lowered, target: Target) ->
         ),
         "arena_bytes": exact(lowered.arena.n_bytes, "B", how="modelled", note="part of RAM"),
         "stack_bytes": _figure(found.stack_bytes, "B", 0.3, "part of RAM"),
-        "cycles": Figure(
-            value=found.cycles, unit="cycles", how="modelled",
-            low=found.cycles * band.low, high=found.cycles * band.high, validated=False,
-            note=f"to {100 * found.cycles_error:.0f} % of what the emulator counts{measured}; "
-            + band.basis,
-        ),
     }  # fmt: skip
-    if target.cpu.clock_mhz is not None:
-        per_ms = 1e3 * target.cpu.clock_mhz
-        cycles = figures["cycles"]
-        figures["latency_ms"] = Figure(
-            value=cycles.value / per_ms, unit="ms", how="modelled", low=cycles.low / per_ms,
-            high=cycles.high / per_ms, validated=False,
-            note=f"cycles at {target.cpu.clock_mhz:g} MHz",
-        )  # fmt: skip
-    return figures
+    share = waiting / (found.cycles + waiting) if waiting else 0.0
+    return figures | time_figures(
+        found.cycles + waiting, target, engine="c", waiting_share=share,
+        error=WAITING_ERROR * share,
+        note=f"to {100 * found.cycles_error:.0f} % of what the emulator counts{measured}",
+    )  # fmt: skip
 
 
 def _figure(value: float, unit: str, error: float, note: str) -> Figure:

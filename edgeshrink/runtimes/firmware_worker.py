@@ -133,6 +133,9 @@ class _Memory(ctypes.Structure):
         ("unit_bits", ctypes.c_uint32),
         ("next", ctypes.c_uint32),
         ("unit", ctypes.c_uint32),
+        ("status_number", ctypes.c_int),
+        ("read_register", ctypes.c_void_p),
+        ("write_register", ctypes.c_void_p),
     ]
 
 
@@ -207,20 +210,26 @@ class Machine:
         self.library = ctypes.CDLL(library)
         self._hook(self.unicorn.UC_HOOK_BLOCK, self.library.es_on_block, self.counts)
 
-    def _hook(self, kind: int, function: Any, argument: ctypes.Structure) -> None:
+    def _hook(
+        self, kind: int, function: Any, argument: ctypes.Structure, begin: int = 1, end: int = 0
+    ) -> None:
         from unicorn.unicorn_py3.unicorn import uclib
 
         handle = ctypes.c_size_t()
         status = uclib.uc_hook_add(
             self.uc._uch, ctypes.byref(handle), ctypes.c_int(kind),
             ctypes.cast(function, ctypes.c_void_p), ctypes.byref(argument),
-            ctypes.c_uint64(1), ctypes.c_uint64(0),
+            ctypes.c_uint64(begin), ctypes.c_uint64(end),
         )  # fmt: skip
         if status:
             raise RuntimeError(f"a hook can't be attached (error {status})")
 
     def _attach_memory(self, memory: dict[str, Any]) -> None:
         """Attach the hooks that simulate caches, behind the one that says which operator runs."""
+        from unicorn import arm_const
+        from unicorn.unicorn_py3.unicorn import uclib
+
+        status = arm_const.UC_ARM_REG_CPSR if self.is_arm else -1
         self.cache_entries: list[npt.NDArray[np.uint32]] = []
 
         def cache(shape: list[int]) -> _Cache:
@@ -236,11 +245,16 @@ class Machine:
         self.memory = _Memory(
             ctypes.addressof(code), ctypes.addressof(data), self.waits.ctypes.data,
             ctypes.addressof(self.counts) + _Counts.op.offset, len(self.waits), memory["low"],
-            memory["end"], memory["unit_bytes"].bit_length() - 1, 0, 0xFFFFFFFF,
+            memory["end"], memory["unit_bytes"].bit_length() - 1, 0, 0xFFFFFFFF, status,
+            ctypes.cast(uclib.uc_reg_read, ctypes.c_void_p),
+            ctypes.cast(uclib.uc_reg_write, ctypes.c_void_p),
         )  # fmt: skip
         self.memory_library = ctypes.CDLL(memory["hook"])
         self._hook(self.unicorn.UC_HOOK_BLOCK, self.memory_library.es_on_fetch, self.memory)
-        self._hook(self.unicorn.UC_HOOK_MEM_READ, self.memory_library.es_on_read, self.memory)
+        self._hook(
+            self.unicorn.UC_HOOK_MEM_READ, self.memory_library.es_on_read, self.memory,
+            memory["low"], max(memory["low"], memory["end"] - 1),
+        )  # fmt: skip
 
     def get(self, register: str) -> int:
         """Return a register's value: of pc, sp, and the first two arguments."""

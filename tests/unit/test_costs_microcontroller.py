@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +12,20 @@ import pytest
 
 from edgeshrink.cli import main
 from edgeshrink.costs import microcontroller
-from edgeshrink.costs.microcontroller import block_cycles, cycle_band, cycle_cores
+from edgeshrink.costs.data_files import read_data
+from edgeshrink.costs.microcontroller import (
+    block_cycles,
+    board_validation,
+    cycle_band,
+    cycle_cores,
+    time_figures,
+    typical_waiting,
+)
 from edgeshrink.emulation import emulate_firmware
 from edgeshrink.errors import ConfigError, ModelError
 from edgeshrink.runtimes.elf import image_size, read_elf
 from edgeshrink.runtimes.firmware import Block, harness_source, run_firmware
-from edgeshrink.target import load_target
+from edgeshrink.target import list_targets, load_target
 from edgeshrink.toolchain import compile_elf
 
 
@@ -164,23 +174,107 @@ def test_an_unknown_core_names_the_nearest_one() -> None:
 
 
 @pytest.mark.parametrize("core", cycle_cores())
-def test_every_table_says_where_it_comes_from_and_has_a_band_around_the_value(core: str) -> None:
+def test_every_table_says_where_it_comes_from(core: str) -> None:
     data = json.loads(Path(microcontroller.DATA).read_text("utf-8"))
     assert data["cores"][core]["source"]
-    band = cycle_band(core)
-    assert 0 < band.low < 1 < band.high
 
 
-def test_the_band_holds_every_published_factor_and_is_wider_without_any() -> None:
-    data = json.loads(Path(microcontroller.DATA).read_text("utf-8"))
-    factors = [f for row in data["comparison"]["factors"].values() for f in row]
-    compared = cycle_band("cortex-m4f")
-    assert compared.low < min(factors)
-    assert compared.high > max(factors)
-    for core in set(cycle_cores()) - set(data["comparison"]["cores"]):
-        other = cycle_band(core)
-        assert other.low < compared.low
-        assert other.high > compared.high
+# The band
+
+MICROCONTROLLERS = [t.name for t in list_targets() if t.kind == "microcontroller"]
+
+
+@pytest.mark.parametrize("name", MICROCONTROLLERS)
+@pytest.mark.parametrize("engine", ["c", "tflm"])
+def test_every_board_has_a_band_around_the_value_that_says_what_it_rests_on(
+    name: str, engine: str
+) -> None:
+    band = cycle_band(load_target(name), engine=engine)
+    assert 0 < band.low <= 1 <= band.high < 6
+    assert "published" in band.basis
+    assert not (engine == "c" and band.is_validated)
+
+
+def test_the_band_holds_every_published_result_of_its_boards() -> None:
+    rows = json.loads(microcontroller.VALIDATION.read_text("utf-8"))["rows"]
+    assert len(rows) >= 6
+    for row in rows:
+        band = cycle_band(load_target(row["target"]), engine="tflm")
+        ratio = row["published_cycles"] / row["estimated_cycles"]
+        assert band.low < ratio < band.high, row
+
+
+def test_only_a_board_with_published_results_is_validated_and_others_are_wider() -> None:
+    own, other = load_target("nucleo-l4r5zi"), load_target("nucleo-f446re")
+    assert board_validation(own, "tflm").rows == 3
+    assert not board_validation(own, "c").is_validated
+    assert not board_validation(other, "tflm").is_validated
+    assert "widened" in board_validation(other, "tflm").basis
+    widths = [
+        math.log(b.high / b.low)
+        for b in (
+            cycle_band(own, engine="tflm"), cycle_band(other, engine="tflm"),
+            cycle_band(load_target("esp32-c3"), engine="c"),
+        )
+    ]  # fmt: skip
+    assert widths == sorted(widths)
+    assert widths[0] < widths[1] < widths[2]
+
+
+def test_what_else_is_unsure_widens_the_band() -> None:
+    target = load_target("nucleo-f446re")
+    bands = [
+        cycle_band(target, engine="c"),
+        cycle_band(target, engine="c", waiting_share=0.5),
+        cycle_band(target, engine="c", waiting_share=0.5, error=0.4),
+    ]
+    assert bands[0].low > bands[1].low > bands[2].low
+    assert bands[0].high < bands[1].high < bands[2].high
+
+
+def test_a_target_that_does_not_say_how_its_flash_waits_is_wider_and_says_so() -> None:
+    target = load_target("nucleo-l4r5zi")
+    silent = replace(target, memory=replace(target.memory, flash_wait_states=None))
+    known, unknown = (cycle_band(t, engine="c") for t in (target, silent))
+    assert unknown.high > known.high
+    assert "does not say how its flash waits" in unknown.basis
+    assert typical_waiting(silent).factor == 1
+
+
+def test_cycles_become_milliseconds_by_the_clock() -> None:
+    figures = time_figures(240_000.0, load_target("nucleo-l4r5zi"), engine="c")
+    cycles, latency = figures["cycles"], figures["latency_ms"]
+    assert latency.value == 2.0  # 240,000 cycles at 120 MHz
+    assert latency.low / latency.value == pytest.approx(cycles.low / cycles.value)
+    assert latency.high / latency.value == pytest.approx(cycles.high / cycles.value)
+    assert (latency.how, latency.validated) == ("modelled", False)
+
+
+def test_code_waits_longer_where_the_flash_waits_longer() -> None:
+    target = load_target("nucleo-l4r5zi")
+    factors = [
+        typical_waiting(
+            replace(target, memory=replace(target.memory, flash_wait_states=states))
+        ).factor
+        for states in (0, 2, 5)
+    ]
+    assert factors == sorted(factors)
+    assert factors[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [("{", "is no JSON"), ("[]", "is no JSON object"), ('{"rows": []}', "has no cores, typical")],
+)
+def test_a_malformed_data_file_is_named_with_its_remedy(
+    content: str, what: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "microcontroller_validation.json"
+    path.write_text(content, "utf-8")
+    with pytest.raises(ConfigError, match=what) as caught:
+        read_data(path, ("rows", "cores", "typical"))
+    assert str(path) in str(caught.value)
+    assert "restore" in str(caught.value)
 
 
 # The profile
@@ -237,7 +331,9 @@ def test_a_profile_of_a_model_has_a_row_for_every_operator(tmp_path: Path) -> No
     )  # fmt: skip
     (tmp_path / "harness.c").write_text(harness_source("m", 1, 1), "utf-8")
     elf = compile_elf([tmp_path / "m.c", tmp_path / "harness.c"], "cortex-m0+", tmp_path / "m.elf")
-    profile = emulate_firmware(elf, load_target("rp2040"))
+    target = load_target("rp2040")
+    never = replace(target, memory=replace(target.memory, flash_wait_states=None))
+    profile = emulate_firmware(elf, never)
     assert [(op.index, op.kind) for op in profile.ops[:2]] == [(0, "op"), (1, "op")]
     first, second = (op.cycles for op in profile.ops[:2])
     assert first is not None

@@ -6,6 +6,10 @@
  * whether it is there. For every operator it counts what the caches did not hold: units behind a jump,
  * units that follow the one before them (which a prefetch may have begun to read), and constants.
  *
+ * Before it calls a hook for a read, the emulator restores the state that an exception would see. In
+ * an IT block that is a state with conditions to come, which nothing takes back: the blocks that
+ * follow would be translated as if they were in the IT block. So `es_on_read` clears it.
+ *
  * A set is a row of `n_ways` entries, the last used first; a tag is a line's number plus 1, 0 is
  * empty.
  */
@@ -29,6 +33,10 @@ typedef struct {
     uint64_t misses;     /* of them not in the cache */
 } waits_t;
 
+#define CPSR_IT 0x0600FC00u /* conditions to come, in an Arm core's status register */
+
+typedef int (*access_register_t)(void *engine, int number, void *value);
+
 typedef struct {
     const cache_t *code, *data;
     waits_t *waits;
@@ -38,6 +46,8 @@ typedef struct {
     uint32_t unit_bits; /* log2 of a unit's bytes */
     uint32_t next;      /* address behind the last block */
     uint32_t unit;      /* the last unit that was fetched */
+    int status_number;  /* of the status register for the two functions; below 0: it has no IT */
+    access_register_t read_register, write_register;
 } memory_t;
 
 static int is_held(const cache_t *cache, uint32_t unit)
@@ -97,10 +107,17 @@ void es_on_read(void *engine, int kind, uint64_t address64, int size, int64_t va
     memory_t *m = user;
     uint32_t address = (uint32_t)address64;
     waits_t *waits = of_op(m);
-    (void)engine;
+    uint64_t status = 0;
     (void)kind;
     (void)size;
     (void)value;
+    if (m->status_number >= 0) {
+        m->read_register(engine, m->status_number, &status);
+        if (status & CPSR_IT) {
+            status &= ~(uint64_t)CPSR_IT;
+            m->write_register(engine, m->status_number, &status);
+        }
+    }
     if (address < m->low || address >= m->end)
         return;
     waits->reads++;
