@@ -151,7 +151,7 @@ def lru_misses(addresses: list[int], shape: CacheShape, unit_bytes: int) -> int:
         CacheShape(n_sets=4, n_ways=2, line_units=2), CacheShape(n_sets=16, n_ways=4, line_units=1),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("n", [8, 24, 40])
+@pytest.mark.parametrize("n", [8, 40])
 def test_constants_miss_as_in_a_cache_of_lists(shape: CacheShape, n: int, tmp_path: Path) -> None:
     numbers = ",".join(str(i) for i in range(40))
     (tmp_path / "twice.c").write_text(TWICE % (numbers, n, n), "utf-8")
