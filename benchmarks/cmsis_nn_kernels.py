@@ -26,7 +26,7 @@ FOLDERS: Final = (
 )  # fmt: skip
 MAX_WEIGHTS: Final = 1_060_000
 MAX_VALUES: Final = 100_000
-MAX_CHANNELS: Final = 2048
+MAX_CHANNELS: Final = 2060
 OTHER_WORDS: Final = 16_384
 KERNELS: Final = """
 /* Fills every data cache with other constants, as the layers between do in a network. */
@@ -41,7 +41,7 @@ static void conv(int ih, int iw, int ic, int oh, int ow, int oc, int kh, int kw,
 {
     cmsis_nn_context c = {S, sizeof S};
     cmsis_nn_conv_params p = {128, 3, {s, s}, {pw, ph}, {1, 1}, {-128, 127}};
-    cmsis_nn_per_channel_quant_params q = {(int32_t *)MULTIPLIERS, (int32_t *)SHIFTS};
+    cmsis_nn_per_channel_quant_params q = {MULTIPLIERS, SHIFTS};
     cmsis_nn_dims x = {1, ih, iw, ic}, f = {oc, kh, kw, ic}, b = {1, 1, 1, oc}, y = {1, oh, ow, oc};
     arm_convolve_wrapper_s8(&c, &p, &q, &x, X, &f, W, &b, B, &y, Y);
 }
@@ -50,7 +50,7 @@ static void depthwise(int ih, int iw, int ic, int oh, int ow, int oc, int kh, in
 {
     cmsis_nn_context c = {S, sizeof S};
     cmsis_nn_dw_conv_params p = {128, 3, oc / ic, {s, s}, {pw, ph}, {1, 1}, {-128, 127}};
-    cmsis_nn_per_channel_quant_params q = {(int32_t *)MULTIPLIERS, (int32_t *)SHIFTS};
+    cmsis_nn_per_channel_quant_params q = {MULTIPLIERS, SHIFTS};
     cmsis_nn_dims x = {1, ih, iw, ic}, f = {1, kh, kw, oc}, b = {1, 1, 1, oc}, y = {1, oh, ow, oc};
     arm_depthwise_conv_wrapper_s8(&c, &p, &q, &x, X, &f, W, &b, B, &y, Y);
 }
@@ -122,6 +122,7 @@ def _numbers(values: np.ndarray) -> str:
     return ",".join(map(str, values.tolist()))
 
 
+# TFLM keeps multipliers and shifts in its arena, weights and biases in flash.
 def _source(rows: Sequence[Mapping[str, str]]) -> str:
     rng = np.random.default_rng(0)
     channels = MAX_CHANNELS
@@ -129,9 +130,9 @@ def _source(rows: Sequence[Mapping[str, str]]) -> str:
         f"static const int8_t W[] __attribute__((aligned(4))) = "
         f"{{{_numbers(rng.integers(-100, 101, MAX_WEIGHTS))}}};\n"
         f"static const int32_t B[] = {{{_numbers(rng.integers(-1000, 1001, channels))}}};\n"
-        f"static const int32_t MULTIPLIERS[] = "
+        f"static int32_t MULTIPLIERS[] = "
         f"{{{_numbers(rng.integers(1 << 30, (1 << 31) - 1, channels))}}};\n"
-        f"static const int32_t SHIFTS[] = {{{_numbers(np.full(channels, -9))}}};\n"
+        f"static int32_t SHIFTS[] = {{{_numbers(np.full(channels, -9))}}};\n"
         f"static const int32_t OTHER[] = {{{_numbers(rng.integers(0, 100, OTHER_WORDS))}}};\n"
         f"static int8_t X[{MAX_VALUES}] __attribute__((aligned(4)));\n"
         f"static int8_t Y[{MAX_VALUES}] __attribute__((aligned(4)));\n"

@@ -26,7 +26,12 @@ from cmsis_nn_kernels import Measured, build, measure
 from microcontroller_rows import MLPERF, results
 from published_engines import (
     SAME_KERNELS,
+    Prediction,
     Result,
+    banded,
+    interval_score,
+    leave_one_device_out,
+    leave_one_model_out,
 )
 from scipy.optimize import nnls
 from scipy.stats import t as student
@@ -40,6 +45,7 @@ from edgeshrink.costs.memory_system import (
     waits_per_op,
 )
 from edgeshrink.costs.microcontroller import block_cycles
+from edgeshrink.emulation.interpreter import emulate_interpreter
 from edgeshrink.firmware import compile_firmware
 from edgeshrink.graph_reader import read_model_bytes
 from edgeshrink.runtimes.firmware import open_firmware
@@ -342,7 +348,7 @@ def validation_data(found: Sequence[Result], kernels: Sequence[Row]) -> dict[str
         f"{' and '.join(boards)}), to which nothing is fitted"
     )
     m4 = {"center": center, "half_width": half, "rows": len(rows), "basis": basis,
-          "has_memory": False}  # fmt: skip
+          "boards": boards, "has_memory": False}  # fmt: skip
     cores = {
         "cortex-m4f": m4,
         "cortex-m33": m4,
@@ -350,21 +356,25 @@ def validation_data(found: Sequence[Result], kernels: Sequence[Row]) -> dict[str
             **m4, "center": center + m7_center, "half_width": math.hypot(half, m7_half),
             "basis": f"{basis}, and {len(ratios)} results of other engines on both a Cortex-M4 and "
             "a Cortex-M7",
+            "boards": ["nucleo-h7a3zi"],
         },
         "cortex-m0+": {
             **m4, "center": m0_center, "half_width": m0_half, "rows": len(layers),
             "basis": f"{len(layers)} published layers (TFLM with CMSIS-NN on RP2040, its clock "
             "assumed), to which nothing is fitted",
+            "boards": ["rp2040"],
         },
         "xtensa-lx7": {
             **m4, "center": 0.0, "half_width": 0.3, "rows": 9, "has_memory": True,
             "basis": "9 published kernels of ESP-NN on ESP32-S3, to which the prices are fitted",
+            "boards": ["esp32-s3"],
         },
         "xtensa-lx6": {
             **m4, "center": 0.0, "half_width": 0.5, "rows": 9, "has_memory": True,
             "basis": "9 published kernels of ESP-NN in plain C on ESP32-S3, another core",
+            "boards": [],
         },
-        "other": m4,
+        "other": {**m4, "boards": []},
     }  # fmt: skip
     return {
         "about": "Published results against estimates that were not fitted to them; residual = "
@@ -377,6 +387,13 @@ def validation_data(found: Sequence[Result], kernels: Sequence[Row]) -> dict[str
                 "residual": round(residual, 4),
             }
             for r, residual in rows
+        ] + [
+            {
+                "target": "rp2040", "engine": "TFLM+CMSIS-NN", "version": "pico-tflmicro",
+                "model": layer, "published_cycles": round(published),
+                "estimated_cycles": round(ours), "residual": round(math.log(published / ours), 4),
+            }
+            for layer, published, ours in rp2040_layers(kernels)
         ],
         "cores": {
             core: {**stats, "center": round(stats["center"], 4),
@@ -420,8 +437,224 @@ def typical(models: Path) -> list[dict[str, Any]]:
     return found
 
 
-def page(found: Sequence[Result], validation: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-    """Write the page."""
+def page(
+    found: Sequence[Result],
+    validation: Mapping[str, Any],
+    data: Mapping[str, Any],
+    arenas: Sequence[tuple[str, int, int]],
+) -> None:
+    """Write the page and its plot."""
+    rows = unfitted(found)
+    lines = [
+        "# Latency of microcontrollers: estimated against published",
+        "",
+        "Written by `python benchmarks/microcontroller_latency.py`; see there for what it needs.",
+        "An estimate is cycles of the core's timing table, plus what the caches in front of the",
+        "board's flash do not hold times its wait states; the facts are those of `targets/*.toml`.",
+        "",
+        "## CMSIS-NN kernels, nothing fitted to any board",
+        "",
+        "TFLM's kernels as priced by `--engine tflm` against microTVM with CMSIS-NN (MLPerf Tiny",
+        "v1.0), whose kernels and compiler are of another version.",
+        "",
+        "| board | model | published ms | estimated ms | error |",
+        "|---|---|---|---|---|",
+    ]
+    for r, residual in rows:
+        clock = load_target(r.board).cpu.clock_mhz or 1.0
+        lines.append(
+            f"| {r.board} | {r.model} | {r.cycles / clock / 1e3:.2f} | "
+            f"{r.estimate / clock / 1e3:.2f} | {100 * (math.exp(-residual) - 1):+.1f} % |"
+        )
+    errors = [abs(math.exp(-residual) - 1) for _, residual in rows]
+    lines += ["", f"Mean absolute error {100 * np.mean(errors):.1f} %; "
+              f"{100 * np.mean(np.array(errors) <= 0.1):.0f} % within 10 %.",
+              *_without_each(rows), *_engines(found), *_kernels(data), *_layers(validation),
+              *_waiting(validation), *_arenas(arenas)]  # fmt: skip
+    (HERE / "microcontroller_latency.md").write_text("\n".join(lines) + "\n", "utf-8")
+    plot(rows, leave_one_model_out(found), HERE / "microcontroller_latency.svg")
+
+
+def _without_each(rows: Sequence[tuple[Result, float]]) -> list[str]:
+    """Return the coverage of bands that were made without a row, its model, or its board."""
+    lines = ["", "Bands (Student's t over the other residuals) around each, when the band is made",
+             "without it:", "", "| without | rows inside | median half width | interval score |",
+             "|---|---|---|---|"]  # fmt: skip
+    for name, key in (("its row", None), ("its model", "model"), ("its board", "board")):
+        inside, widths, scores = [], [], []
+        for i, (r, _) in enumerate(rows):
+            others = [
+                residual for j, (o, residual) in enumerate(rows)
+                if (j != i if key is None else getattr(o, key) != getattr(r, key))
+            ]  # fmt: skip
+            center, half = half_width(others)
+            low, high = math.exp(center - half), math.exp(center + half)
+            ratio = r.cycles / r.estimate
+            inside.append(low <= ratio <= high)
+            widths.append((high - low) / 2)
+            scores.append(interval_score(low, high, ratio))
+        lines.append(f"| {name} | {sum(inside)} of {len(inside)} | {100 * np.median(widths):.0f} % "
+                     f"| {np.mean(scores):.2f} |")  # fmt: skip
+    return lines
+
+
+def _engines(found: Sequence[Result]) -> list[str]:
+    predictions = leave_one_model_out(found)
+    lines = [
+        "", "## Other engines, each predicted without its own results of the model", "",
+        "The same kernel prices, times factors of the engine's kernels by class, its version and",
+        "the core (`published_engines.py`), fitted to all results but those of the same engine and",
+        "network; where the layers are not known, a line over MACs per engine, version and board.",
+        "", "| engine | results | networks | mean error | within 10 % |", "|---|---|---|---|---|",
+    ]  # fmt: skip
+    engines = sorted({(p.result.engine, bool(p.result.classes)) for p in predictions})
+    for engine, has_layers in engines:
+        some = [p for p in predictions
+                if (p.result.engine, bool(p.result.classes)) == (engine, has_layers)]  # fmt: skip
+        errors = np.abs([p.error for p in some])
+        how = "" if has_layers else " (by MACs)"
+        lines.append(
+            f"| {engine}{how} | {len(some)} | {len({p.result.model for p in some})} | "
+            f"{100 * errors.mean():.1f} % | {100 * (errors <= 0.1).mean():.0f} % |"
+        )
+    known = [p for p in predictions if p.result.classes and p.result.engine != "TFLM"]
+    bands = banded(known)
+    lines += [
+        "", f"90 % bands by split conformal prediction over the residuals of other networks: "
+        f"{100 * np.mean([b['is_inside'] for b in bands]):.0f} % of {len(bands)} results inside, "
+        f"median half width {100 * np.median([b['half_width'] for b in bands]):.0f} %, "
+        f"interval score {np.mean([b['score'] for b in bands]):.2f} (relative to the result). "
+        "TFLM 2.3.1 runs reference kernels on one board and is left out of it.",
+        "", "A board predicted from the others, where its engine and version are there too:", "",
+        "| board | results | mean error |", "|---|---|---|",
+    ]  # fmt: skip
+    for board in sorted({p.result.board for p in leave_one_device_out(found)}):
+        some = [p for p in leave_one_device_out(found) if p.result.board == board]
+        lines.append(f"| {board} | {len(some)} | "
+                     f"{100 * np.mean(np.abs([p.error for p in some])):.1f} % |")  # fmt: skip
+    return lines
+
+
+def _kernels(data: Mapping[str, Any]) -> list[str]:
+    lines = ["", "## Kernels of TFLM, each predicted without its own row", "",
+             "Against the emulated kernels (so this says nothing about hardware), mean and largest",
+             "error in cycles where memory never waits.", "",
+             "| kernel | rows | " + " | ".join(EMULATED) + " |",
+             "|---|---|" + "---|" * len(EMULATED)]  # fmt: skip
+    for group in GROUPS:
+        cells = []
+        n_rows = 0
+        for core in EMULATED:
+            entry = data["kernels"][core]["cycles"].get(group)
+            if entry is None or "mean_error" not in entry:
+                cells.append("-")
+                continue
+            n_rows = entry["rows"]
+            cells.append(f"{100 * entry['mean_error']:.1f} / {100 * entry['largest_error']:.1f} %")
+        if n_rows:
+            lines.append(f"| {group} | {n_rows} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _layers(validation: Mapping[str, Any]) -> list[str]:
+    lines = ["", "## Single layers on an RP2040", "",
+             "Published by pico-tflmicro, its clock assumed to be 125 MHz; nothing fitted.", "",
+             "| layer | published ms | estimated ms | error |", "|---|---|---|---|"]  # fmt: skip
+    for row in validation["rows"]:
+        if row["target"] == "rp2040":
+            ms = [row[f"{key}_cycles"] / 125e3 for key in ("published", "estimated")]
+            lines.append(f"| {row['model']} | {ms[0]:.2f} | {ms[1]:.2f} | "
+                         f"{100 * (ms[1] / ms[0] - 1):+.0f} % |")  # fmt: skip
+    return lines
+
+
+def _waiting(validation: Mapping[str, Any]) -> list[str]:
+    names = " | ".join(name for name, _ in MLPERF.values())
+    lines = ["", "## What compiled models wait", "",
+             "Engine `c`, kernels chosen by latency: cycles that wait, per cycle of code.", "",
+             f"| target | wait states | {names} |", "|---|---|" + "---|" * len(MLPERF)]  # fmt: skip
+    for entry in validation["typical"]:
+        cells = " | ".join(f"{one:.2f}" for one in entry["waiting_per_cycle"])
+        lines.append(f"| {entry['like']} | {entry['wait_cycles']} | {cells} |")
+    return lines
+
+
+def _arenas(arenas: Sequence[tuple[str, int, int]]) -> list[str]:
+    lines = ["", "## TFLM's arena on a Cortex-M4", "",
+             "Told from a recording on the host; three constants are fitted to these four.", "",
+             "| model | on the device | told | error |", "|---|---|---|---|"]  # fmt: skip
+    for model, known, told in arenas:
+        lines.append(f"| {model} | {known:,} B | {told:,} B | {100 * (told / known - 1):+.2f} % |")
+    return lines
+
+
+# Arenas of images for a Cortex-M4 with TFLM 90b983c and CMSIS-NN 99f736a.
+ARENAS: Final = {
+    "mlperf_ic_resnet8_int8.tflite": 54_996, "mlperf_kws_dscnn_int8.tflite": 22_820,
+    "mlperf_vww_mbv1_96_int8.tflite": 100_708, "mlperf_ad01_int8.tflite": 2_580,
+}  # fmt: skip
+
+
+def told_arenas(models: Path) -> list[tuple[str, int, int]]:
+    """Return (model, known, told) arenas in bytes."""
+    target = load_target("nucleo-l4r5zi")
+    return [
+        (name, known,
+         int(emulate_interpreter(models / name, target).figures["arena_bytes"].value))
+        for name, known in ARENAS.items()
+    ]  # fmt: skip
+
+
+def plot(
+    rows: Sequence[tuple[Result, float]], predictions: Sequence[Prediction], path: Path
+) -> None:
+    """Draw predicted over published milliseconds, both logarithmic."""
+    points = [("nothing fitted", r.board, r.cycles, r.estimate) for r, _ in rows]
+    points += [("model left out", p.result.board, p.result.cycles, p.predicted)
+               for p in predictions if p.result.engine not in SAME_KERNELS]  # fmt: skip
+    clocks = {t.name: t.cpu.clock_mhz or 1.0 for t in list_targets()}
+    clocks |= {"NUCLEO-H743ZI2": 480.0, "NUCLEO-F767ZI": 216.0}
+    boards = sorted({board for _, board, _, _ in points})
+    colors = ("#1b6ca8", "#c8553d", "#588157", "#8d6b94", "#b8860b", "#444444", "#2a9d8f")
+    size, margin, low, high = 520, 60, 0.5, 12_000.0
+
+    def at(ms: float) -> float:
+        return margin + (size - 2 * margin) * math.log(ms / low) / math.log(high / low)
+
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{size + 170}" height="{size}" '
+             'font-family="sans-serif" font-size="12">',
+             f'<rect width="{size + 170}" height="{size}" fill="white"/>']  # fmt: skip
+    for factor, color in ((1.0, "#000"), (1.1, "#bbb"), (1 / 1.1, "#bbb")):
+        parts.append(
+            f'<line x1="{at(low):.1f}" y1="{size - at(low * factor):.1f}" '
+            f'x2="{at(high):.1f}" y2="{size - at(high * factor):.1f}" '
+            f'stroke="{color}"/>'
+        )
+    for tick in (1, 10, 100, 1000, 10_000):
+        x = at(tick)
+        low_y = size - margin + 18
+        parts.append(
+            f'<text x="{x:.0f}" y="{low_y}" text-anchor="middle">{tick}</text>'
+            f'<text x="{margin - 8}" y="{size - x + 4:.0f}" text-anchor="end">{tick}</text>'
+        )
+    parts.append(f'<text x="{size / 2}" y="{size - 14}" text-anchor="middle">published ms; grey: '
+                 "10 % off</text>"
+                 f'<text x="16" y="{size / 2}" transform="rotate(-90 16 {size / 2})" '
+                 'text-anchor="middle">predicted ms</text>')  # fmt: skip
+    for kind, board, published, predicted in points:
+        color = colors[boards.index(board) % len(colors)]
+        x, y = (at(c / clocks[board] / 1e3) for c in (published, predicted))
+        fill = color if kind == "nothing fitted" else "none"
+        parts.append(f'<circle cx="{x:.1f}" cy="{size - y:.1f}" r="4" stroke="{color}" '
+                     f'fill="{fill}"><title>{board}, {kind}</title></circle>')  # fmt: skip
+    for i, board in enumerate(boards):
+        color = colors[i % len(colors)]
+        parts.append(f'<text x="{size - 20}" y="{margin + 18 * i}" fill="{color}">'
+                     f"{board}</text>")  # fmt: skip
+    parts.append(f'<text x="{size - 20}" y="{margin + 18 * len(boards) + 8}">full: nothing fitted'
+                 f'</text><text x="{size - 20}" y="{margin + 18 * len(boards) + 26}">'
+                 "ring: model left out</text></svg>")  # fmt: skip
+    path.write_text("\n".join(parts) + "\n", "utf-8")
 
 
 def main() -> None:
@@ -447,7 +680,7 @@ def main() -> None:
     if not validation["typical"] or options.typical:
         validation["typical"] = typical(options.models)
         write_json(kept, validation)
-    page(found, validation, data)
+    page(found, validation, data, told_arenas(options.models))
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

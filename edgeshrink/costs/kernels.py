@@ -129,7 +129,7 @@ def reads_of(group: str, shape: KernelShape, held_bytes: int) -> tuple[float, ..
     All constants once; what is read again for every pixel, where a cache of `held_bytes` is too
     small to keep it until then.
     """
-    parameters = 12.0 * shape.out_c if shape.weights else 0.0  # bias, multiplier, shift
+    parameters = 4.0 * shape.out_c if shape.weights else 0.0  # biases; the rest is in RAM
     once = shape.weights + parameters
     if group in ("conv", "depthwise 3x3", "depthwise", "depthwise multiplier"):
         again = shape.pixels * float(once > held_bytes)

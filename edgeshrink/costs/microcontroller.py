@@ -205,7 +205,7 @@ def cycle_band(
     checked = board_validation(target, engine)
     low, high = math.log(checked.low), math.log(checked.high)
     center, half = (low + high) / 2, (high - low) / 2
-    unsure = 0.0 if _results(target.name) else WAITING_ERROR * waiting_share
+    unsure = 0.0 if _has_results(target) else WAITING_ERROR * waiting_share
     half = math.sqrt(half**2 + error**2 + unsure**2)
     return Band(
         low=min(1.0, math.exp(center - half)), high=max(1.0, math.exp(center + half)),
@@ -226,7 +226,7 @@ def board_validation(target: Target, engine: str) -> BoardValidation:
     stats = known or data["cores"]["other"]
     width = 1.0 if known else OTHER_CORE_WIDTH
     why = [str(stats["basis"])]
-    if not own:
+    if name not in stats["boards"]:
         width *= OTHER_BOARD_WIDTH
         why.append("none of them on this board: widened")
     if known is None:
@@ -238,13 +238,15 @@ def board_validation(target: Target, engine: str) -> BoardValidation:
     rows = own if engine == "tflm" else []
     errors = [abs(math.exp(-row["residual"]) - 1) for row in rows]
     if engine == "c":
-        why.insert(0, "no published results of generated code; the timing and memory model was "
-                   "compared with")  # fmt: skip
+        why[0] = (
+            "no published results of generated code; the timing and memory model was compared with "
+            + why[0]
+        )
     return BoardValidation(
         rows=len(rows),
         mean_error=sum(errors) / len(errors) if errors else 0.0,
         within_10=sum(e <= 0.1 for e in errors) / len(errors) if errors else 0.0,
-        basis=", ".join([f"{why[0]} {why[1]}", *why[2:]] if engine == "c" else why),
+        basis=", ".join(why),
         low=math.exp(center - half),
         high=math.exp(center + half),
     )
@@ -274,6 +276,12 @@ def _far(entry: Mapping[str, Any], system: MemorySystem) -> float:
         (entry["wait_cycles"], system.wait_cycles),
     )
     return sum(abs(math.log((a + 1) / (b + 1))) for a, b in pairs)
+
+
+def _has_results(target: Target) -> bool:
+    """Say whether what the band rests on was measured on this board, among others."""
+    cores = _validation()["cores"]
+    return target.name in cores.get(target.cpu.core, cores["other"])["boards"]
 
 
 def _results(name: str) -> list[Mapping[str, Any]]:
