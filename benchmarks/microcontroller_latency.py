@@ -36,7 +36,7 @@ from published_engines import (
 from scipy.optimize import nnls
 from scipy.stats import t as student
 
-from edgeshrink.costs.interpreter import cost_of_shapes
+from edgeshrink.costs.interpreter import UNKNOWN_OP, cost_of_shapes
 from edgeshrink.costs.kernels import GROUPS, KernelShape, group_of, reads_of, terms_of
 from edgeshrink.costs.memory_system import (
     MemorySystem,
@@ -109,7 +109,7 @@ def fit_cycles(shapes: Sequence[KernelShape], cycles: Sequence[float]) -> dict[s
         errors = left_out(terms, wanted)
         found[group] = {
             "per": _round(solve(terms, wanted)), "rows": len(rows),
-            "error": round(float(np.quantile(errors, 0.9)), 4),
+            "error": round(min(UNKNOWN_OP, float(np.quantile(errors, 0.9))), 4),
             "mean_error": round(float(errors.mean()), 4),
             "largest_error": round(float(errors.max()), 4),
         }  # fmt: skip

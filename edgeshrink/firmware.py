@@ -270,7 +270,7 @@ def compile_firmware(
         progress: Called as the work advances.
 
     Raises:
-        ConfigError: the target is no microcontroller.
+        ConfigError: the target is no microcontroller, or does not run engine c.
         ModelError: an operator can't be compiled, or the firmware's outputs are not those of
             TensorFlow Lite Micro.
         ToolchainError: a compiler, the emulator or the oracle is missing.
@@ -280,6 +280,14 @@ def compile_firmware(
             f"target {target.name}",
             "is no microcontroller",
             "its engines read the .tflite itself; C is for microcontrollers",
+        )
+    names = [runtime.name for runtime in target.runtimes]
+    if "c" not in names:
+        raise ConfigError(
+            f"target {target.name}",
+            f"does not run engine c: firmware for its {target.cpu.core} could not be run here",
+            f"it has {', '.join(names)}: edgeshrink profile MODEL.tflite --target {target.name} "
+            f"--engine {names[0]}",
         )
     progress(0.0, "reading")
     before = read_graph(data, name=shown)

@@ -112,8 +112,8 @@ def terms_of(group: str, shape: KernelShape) -> tuple[float, ...]:
             return s.macs, s.outputs, s.pixels * s.taps * s.in_c, s.pixels * s.taps, 1.0
         case "depthwise 3x3" | "depthwise":
             return s.macs, s.outputs, s.pixels, 1.0
-        case "depthwise multiplier":
-            return s.macs, s.outputs, 1.0
+        case "depthwise multiplier":  # a kernel for multiples of four channels, one for others
+            return s.macs, s.outputs, s.outputs if (s.out_c // s.in_c) % 4 else 0
         case "fully connected":
             return max(s.macs, s.outputs), s.outputs, 1.0
         case "average pool" | "max pool":
