@@ -9,6 +9,7 @@ from typing import Any, Literal
 from edgeshrink.budget import Budget
 
 How = Literal["measured", "emulated", "modelled"]
+Bound = Literal["compute", "memory", "overhead"]  # what most of an operator's time goes into
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,34 @@ class OpCost:
     instructions: int | None = None
     flash_bytes: int | None = None  # its constants
     live_bytes: int | None = None  # activations alive while it runs
+    compute_ms: float | None = None  # the parts of latency_ms: products,
+    memory_ms: float | None = None  # bytes moved,
+    overhead_ms: float | None = None  # and being called at all
+    bound: Bound | None = None
+    macs_per_byte: float | None = None  # of inputs, weights and outputs; for the roofline
+    is_unknown: bool | None = None  # the cost model has never seen it: its nearest class's price
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roofline:
+    """What a core does at most, for the type that most of a model computes in."""
+
+    macs_per_ms: float
+    bytes_per_ms: float
+
+    @property
+    def ridge_macs_per_byte(self) -> float:
+        """Operators with fewer products per byte wait for memory."""
+        return self.macs_per_ms / self.bytes_per_ms
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advice:
+    """A change that would make the model faster: priced by the cost model, not tried."""
+
+    text: str
+    saves_ms: float  # of one inference
+    ops: tuple[int, ...] = ()  # the operators concerned; none: the whole model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +109,14 @@ class Profile:
     ops: tuple[OpCost, ...]
     overruns: tuple[Overrun, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    threads: int | None = None  # None: the engine has none
+    roofline: Roofline | None = None
+    advice: tuple[Advice, ...] = ()  # what saves most first
 
     def to_json(self) -> dict[str, Any]:
         """Return the profile as plain JSON values (the layout of `profile --json`)."""
         ops = [{k: v for k, v in vars(op).items() if v is not None} for op in self.ops]
-        return {
+        data: dict[str, Any] = {
             "target": self.target,
             "engine": self.engine,
             "model": {"path": self.model_path, "sha256": self.model_sha256},
@@ -93,6 +125,15 @@ class Profile:
             "budget": {"met": not self.overruns, "overruns": [vars(o) for o in self.overruns]},
             "notes": list(self.notes),
         }
+        if self.threads is not None:
+            data["threads"] = self.threads
+        if self.roofline is not None:
+            line = self.roofline
+            data["roofline"] = vars(line) | {"ridge_macs_per_byte": line.ridge_macs_per_byte}
+        if self.advice:
+            data["advice"] = [{**vars(a), "how": "modelled", "ops": list(a.ops)}
+                              for a in self.advice]  # fmt: skip
+        return data
 
 
 _BUDGETED = {

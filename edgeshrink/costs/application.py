@@ -21,6 +21,7 @@ from typing import Any, Final
 from edgeshrink.costs.work import OpWork, call_order, graph_work
 from edgeshrink.errors import ConfigError
 from edgeshrink.graph import Graph
+from edgeshrink.profile import Bound, Roofline
 from edgeshrink.strict_toml import nearest
 from edgeshrink.target import Target
 
@@ -82,6 +83,22 @@ MAX_DECADES: Final = 1.0  # how far outside the models of the rows a band still 
 
 
 @dataclass(frozen=True, kw_only=True)
+class OpTime:
+    """Where an operator's time goes; the three parts add up to it."""
+
+    compute_ms: float  # products, and what else is done value by value
+    memory_ms: float  # bytes of activations and weights moved
+    overhead_ms: float  # being called at all
+
+    @property
+    def bound(self) -> Bound:
+        """What takes most of the time."""
+        if self.overhead_ms >= max(self.compute_ms, self.memory_ms):
+            return "overhead"
+        return "compute" if self.compute_ms >= self.memory_ms else "memory"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Latency:
     """Time of one inference on a target. The band is meant to hold the truth nine times in ten."""
 
@@ -90,6 +107,9 @@ class Latency:
     high_ms: float
     validated: bool  # whether the band comes from published results of such a core and type
     per_op_ms: tuple[float, ...]  # one per op of the graph; the rest of the total is the call
+    per_op: tuple[OpTime, ...]  # their parts
+    unknown_ops: frozenset[int]  # positions of those that no published row resolves
+    roofline: Roofline  # of the type that most products are in, for these threads
     basis: str  # where the band comes from, one sentence
 
 
@@ -135,8 +155,8 @@ def latency(graph: Graph, target: Target, *, runtime: str, threads: int) -> Late
     works = graph_work(graph, known=price.body_macs)
     ms_per_cycle = 1e-3 / clock_mhz
     ops = [price.op_cycles(graph, work) for work in works]
-    fitted_ms = sum(fitted for fitted, _ in ops) * ms_per_cycle
-    assumed_ms = sum(assumed for _, assumed in ops) * ms_per_cycle
+    fitted_ms = sum(op.fitted for op in ops) * ms_per_cycle
+    assumed_ms = sum(op.assumed for op in ops) * ms_per_cycle
     assumed_ms += inference_cycles(core, engine) * ms_per_cycle
     total_ms = fitted_ms + assumed_ms
 
@@ -153,7 +173,19 @@ def latency(graph: Graph, target: Target, *, runtime: str, threads: int) -> Late
         low_ms=fitted_ms * math.exp(-width) + assumed_ms / ASSUMED_FACTOR,
         high_ms=fitted_ms * math.exp(width) + assumed_ms * ASSUMED_FACTOR * wake,
         validated=has_rows and assumed_share <= 0.5,
-        per_op_ms=tuple((fitted + assumed) * ms_per_cycle for fitted, assumed in ops),
+        per_op_ms=tuple((op.fitted + op.assumed) * ms_per_cycle for op in ops),
+        per_op=tuple(
+            OpTime(
+                compute_ms=op.compute * ms_per_cycle,
+                memory_ms=op.memory * ms_per_cycle,
+                overhead_ms=op.overhead * ms_per_cycle,
+            )
+            for op in ops
+        ),
+        unknown_ops=frozenset(
+            index for index, work in enumerate(works) if not price.is_resolved(work)
+        ),
+        roofline=price.roofline(_main_dtype(works), 1 / ms_per_cycle),
         basis=basis,
     )
 
@@ -238,6 +270,17 @@ def inference_cycles(core: str, engine: str) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Cycles:
+    """Of one operator, split by what is known of them, and by where they go."""
+
+    fitted: float
+    assumed: float
+    compute: float
+    memory: float
+    overhead: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Price:
     """What operators are priced for."""
 
@@ -248,27 +291,49 @@ class _Price:
     bodies: dict[int, float] = field(default_factory=dict)  # cycles of the subgraphs met
     body_macs: dict[int, int] = field(default_factory=dict)  # their products
 
-    def op_cycles(self, graph: Graph, work: OpWork) -> tuple[float, float]:
-        """Return an operator's cycles, fitted and assumed; of control flow, with its bodies."""
-        facts = _data()["cores"][self.core]
-        dtype = _rate_dtype(work.dtype, self.core, self.has_fp16)
-        rates = facts["rates"][self.engine][dtype or SLOWEST_DTYPE]
-        parallel = facts["parallel_share"][self.engine][dtype or SLOWEST_DTYPE]
-        spared = parallel * (1 - 1 / self.n_threads)
-        fitted = 0.0
+    def op_cycles(self, graph: Graph, work: OpWork) -> _Cycles:
+        """Return an operator's cycles; of control flow, with its bodies."""
+        rates, spared = self._rates(work.dtype)
+        parts = {"compute": 0.0, "memory": 0.0, "overhead": 0.0}
         for term, amount in fitted_terms(work, self.engine).items():
-            share = 1 - spared
+            share, part = 1 - spared, "compute"
             if term in BYTE_TERMS:
-                share = 1 - spared * BYTES_PARALLEL
+                share, part = 1 - spared * BYTES_PARALLEL, "memory"
             elif term == "ops":
-                share = 1.0
-            fitted += amount * rates[term] * share
+                share, part = 1.0, "overhead"
+            parts[part] += amount * rates[term] * share
+        fitted = sum(parts.values())
         shared, fixed = assumed_cycles(work, self.core, self.engine)
-        assumed = shared * (1 - spared) + fixed
-        assumed += sum(self.body_cycles(graph, body) for body in work.bodies)
-        if work.kernel in FITTED_KERNELS and dtype:
-            return fitted, assumed
-        return 0.0, fitted + assumed
+        within = shared * (1 - spared) + sum(self.body_cycles(graph, body) for body in work.bodies)
+        parts["compute"] += within
+        parts["overhead"] += fixed
+        assumed = within + fixed
+        if not self.is_resolved(work):
+            fitted, assumed = 0.0, fitted + assumed
+        return _Cycles(fitted=fitted, assumed=assumed, **parts)
+
+    def is_resolved(self, work: OpWork) -> bool:
+        """Say whether published rows tell what such an operator costs."""
+        dtype = _rate_dtype(work.dtype, self.core, self.has_fp16)
+        return dtype is not None and (work.kernel in FITTED_KERNELS or work.kind in FREE_KINDS)
+
+    def roofline(self, dtype: str, cycles_per_ms: float) -> Roofline:
+        """Return the rates of the fastest kernel and of activations in memory."""
+        rates, spared = self._rates(dtype)
+        kernels = [t for t in ENGINE_TERMS[self.engine] if t not in (*BYTE_TERMS, "ops", "pool")]
+        product = min(rates[term] for term in kernels if rates[term] > 0) * (1 - spared)
+        byte = rates["activation_bytes"] * (1 - spared * BYTES_PARALLEL)
+        return Roofline(
+            macs_per_ms=cycles_per_ms / product,
+            bytes_per_ms=cycles_per_ms / byte if byte else math.inf,
+        )
+
+    def _rates(self, dtype: str) -> tuple[Mapping[str, float], float]:
+        """Return the rates of a type, and what share of the time the threads spare."""
+        facts = _data()["cores"][self.core]
+        known = _rate_dtype(dtype, self.core, self.has_fp16) or SLOWEST_DTYPE
+        parallel = facts["parallel_share"][self.engine][known]
+        return facts["rates"][self.engine][known], parallel * (1 - 1 / self.n_threads)
 
     def body_cycles(self, root: Graph, body: Graph) -> float:
         """Return the cycles of one pass of a subgraph; 0 inside a pass of its own."""
@@ -277,7 +342,8 @@ class _Price:
             self.bodies.update({id(one): 0.0 for one in order})
             for one in order:
                 works = graph_work(one, root=root, known=self.body_macs)
-                self.bodies[id(one)] = sum(sum(self.op_cycles(root, work)) for work in works)
+                ops = [self.op_cycles(root, work) for work in works]
+                self.bodies[id(one)] = sum(op.fitted + op.assumed for op in ops)
         return self.bodies[id(body)]
 
 
@@ -323,14 +389,20 @@ def _core_width(core: str, dtype: str | None, board: str) -> float:
     return width
 
 
+def _main_dtype(works: tuple[OpWork, ...]) -> str:
+    """Return the type that most products are in."""
+    macs = Counter[str]()
+    for work in works:
+        macs[work.dtype] += work.macs
+    return max(macs, key=lambda name: macs[name]) if macs else SLOWEST_DTYPE
+
+
 def _band(
     works: tuple[OpWork, ...], target: Target, core: str, engine: str, has_fp16: bool
 ) -> tuple[float, bool, str]:
     """Return half the width of the band in log time, whether it is validated, and its basis."""
-    macs = Counter[str]()
-    for work in works:
-        macs[work.dtype] += work.macs
-    dtype = _rate_dtype(max(macs, key=lambda name: macs[name]), core, has_fp16) if macs else None
+    macs = sum(work.macs for work in works)
+    dtype = _rate_dtype(_main_dtype(works), core, has_fp16) if works else None
     bands, facts = _data()["bands"], _data()["cores"][core]
     found = facts["validation"].get(dtype) if core == target.cpu.core else None
     width = _core_width(core, dtype, target.name if found else "")
@@ -355,7 +427,7 @@ def _band(
         width = max(width, float(bands["xnnpack"]["width"]))
         basis += f", and of {bands['xnnpack']['rows']} of XNNPACK on any core"
     least, most = bands["macs"][engine]
-    total = max(1, sum(macs.values()))
+    total = max(1, macs)
     decades = math.log10(total)  # of any length: control flow may multiply
     decades = max(0.0, math.log10(least) - decades, decades - math.log10(most))
     if decades > 0.05:

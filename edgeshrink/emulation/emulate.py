@@ -1,29 +1,71 @@
-"""Profile one model file on one target: bytes measured, time modelled with its band."""
+"""Profile one model file on one target: bytes measured, time modelled with its band.
+
+Nothing is run for it unless the target is this host, or RAM is asked to be measured: everything
+else is in the graph.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from edgeshrink.budget import Budget
-from edgeshrink.costs.application import latency
-from edgeshrink.costs.work import op_work
+from edgeshrink.costs.application import Latency, latency
+from edgeshrink.costs.energy import Duty, energy_figures
+from edgeshrink.costs.runtime_memory import runtime_memory
+from edgeshrink.costs.work import graph_work
+from edgeshrink.emulation.advice import advise
+from edgeshrink.emulation.pricing import application_pricing
 from edgeshrink.errors import ConfigError
 from edgeshrink.graph import Graph
 from edgeshrink.graph_reader import read_graph
 from edgeshrink.profile import Figure, OpCost, Profile, exact, overruns
-from edgeshrink.runtimes import ModelRunner, open_model
+from edgeshrink.runtimes import ModelRunner, open_model, read_pte
 from edgeshrink.target import Target
 
 # The engine's name on the command line -> the runtime that stands for it, and the file it reads.
 ENGINES: Final = {"tflite": ("litert", "tflite"), "executorch": ("executorch", "pte")}
+# The engine's name on the command line -> what a target's [[runtimes]] call it.
+RUNTIMES_OF: Final[Mapping[str, tuple[str, ...]]] = {
+    "tflite": ("litert", "tflite-runtime"),
+    "executorch": ("executorch",),
+    "c": ("c",),
+    "tflm": ("tflm",),
+}
+
+QEMU: Final = "qemu"  # counts instructions and has no time: only where it is asked for by name
 
 # Resident pages repeat to within this much from run to run.
 RESIDENT_SHARE: Final = 0.03
 RESIDENT_BYTES: Final = 300 * 1024
-REPEATS: Final = 50
+# How long the host is measured: the model warms up, then runs until the time is over.
+WARM_UPS: Final = 10
+MEASURE_MS: Final = 2000.0
+LEAST_RUNS, MOST_RUNS = 15, 300
+
+
+def engines_of(target: Target) -> tuple[str, ...]:
+    """Return the engines that can be asked for on `target`, the default one first."""
+    names = {runtime.name for runtime in target.runtimes}
+    return tuple(engine for engine, runtimes in RUNTIMES_OF.items() if names.intersection(runtimes))
+
+
+def check_engine(engine: str, target: Target) -> None:
+    """Raise ConfigError unless `engine` runs on `target`; says which ones there are."""
+    there = engines_of(target)
+    if target.kind == "application-processor":
+        there = (*there, QEMU)
+    if engine in there:
+        return
+    known = engine in (*RUNTIMES_OF, QEMU)
+    what = f"does not run on {target.name}" if known else "is not known"
+    raise ConfigError(f"--engine {engine}", what, f"{target.name} has {', '.join(there) or 'none'}")
 
 
 def emulate(
@@ -35,6 +77,8 @@ def emulate(
     threads: int = 1,
     budget: Budget | None = None,
     name: str | None = None,
+    measure_ram: bool = True,
+    duty: Duty | None = None,
 ) -> Profile:
     """Return the profile of a model file.
 
@@ -47,45 +91,51 @@ def emulate(
         threads: Threads of the runtime.
         budget: Limits to check; the target's where left out.
         name: What to call the file in the profile and in errors.
+        measure_ram: Load the file in its runtime on this host, which takes about a second; else
+            RAM is modelled from the file.
+        duty: Supply, period and battery for the figures of energy.
 
     Raises:
         ConfigError: no such engine, more threads than cores, or none that runs on this target.
         ModelError: the file is damaged or can't be run.
+        ToolchainError: the runtime is not installed, and something must be measured.
     """
     if engine not in ENGINES:
         raise ConfigError(f"engine {engine!r}", "is not known", f"choose from {', '.join(ENGINES)}")
     check_threads(threads, target)
-    runtime = ENGINES[engine][0]
+    runtime, kind = ENGINES[engine]
     shown = name or str(model)
     data = _read(model)
-    if engine == "tflite":
+    if kind == "tflite":
         graph = read_graph(data, name=shown)
+    pte = read_pte(data, name=shown) if kind == "pte" else None
     figures: dict[str, Figure] = {}
-    ops: tuple[OpCost, ...] = ()
     notes: list[str] = []
-    figures["flash_bytes"] = exact(
-        len(data), "B", note="the model file; the runtime is the system's"
-    )
+    modelled: Latency | None = None
+    works = () if graph is None else graph_work(graph)
     if graph is not None:
-        figures["macs"] = exact(sum(op_work(graph, op).macs for op in graph.ops), "MAC")
+        figures["macs"] = exact(sum(work.macs for work in works), "MAC")
     if target.kind == "microcontroller":
-        figures.pop("flash_bytes")
         figures["model_bytes"] = exact(len(data), "B")
         notes.append(
             f"{target.name} is a microcontroller: flash, RAM and latency depend on the compiled "
             "firmware, not on the .tflite"
         )
     else:
-        with open_model(data, runtime, threads=threads, name=shown) as runner:
-            figures |= _memory(runner)
-            if target.kind == "host":
-                figures["latency_ms"] = _measured_latency(runner)
-    per_op: tuple[float | None, ...] = (None,) * (len(graph.ops) if graph else 0)
+        figures = {"flash_bytes": exact(len(data), "B", note="the model file; the runtime is the "
+                                        "system's")} | figures  # fmt: skip
+        if target.kind == "host" or measure_ram:
+            with _runner(data, runtime, threads, shown, target) as runner:
+                figures |= _memory(runner)
+                if target.kind == "host":
+                    figures["latency_ms"] = measured_latency(runner, threads)
+        else:
+            ram = runtime_memory(runtime, len(data), graph=graph, pte=pte)
+            figures["ram_bytes"] = ram
     if graph is None:
         notes.append("the operators of a .pte alone are not known: no MACs and no latency")
     elif target.kind == "application-processor":
         modelled = latency(graph, target, runtime=runtime, threads=threads)
-        per_op = modelled.per_op_ms
         figures["latency_ms"] = Figure(
             value=modelled.total_ms,
             unit="ms",
@@ -95,6 +145,7 @@ def emulate(
             validated=modelled.validated,
             note=f"{threads} thread(s); {modelled.basis}",
         )
+    ops: tuple[OpCost, ...] = ()
     if graph is not None:
         live = live_bytes(graph)
         figures["arena_bytes"] = Figure(
@@ -106,19 +157,8 @@ def emulate(
             validated=False,
             note="activations alive at once; a runtime's planner may need more",
         )
-        ops = tuple(
-            OpCost(
-                index=op.index,
-                kind=op.kind,
-                name=_name(graph, op.outputs),
-                macs=op_work(graph, op).macs,
-                latency_ms=ms,
-                flash_bytes=_constant_bytes(graph, op.inputs),
-                live_bytes=alive,
-            )
-            for op, ms, alive in zip(graph.ops, per_op, live, strict=True)
-        )
-    return Profile(
+        ops = _op_costs(graph, live, modelled)
+    profile = Profile(
         target=target.name,
         engine=engine,
         model_path=shown,
@@ -127,7 +167,26 @@ def emulate(
         ops=ops,
         overruns=overruns(figures, budget or target.budget),
         notes=tuple(notes),
+        threads=threads,
+        roofline=None if modelled is None else modelled.roofline,
     )
+    if graph is not None and modelled is not None:
+        pricing = application_pricing(target, runtime=runtime, threads=threads)
+        profile = replace(profile, advice=advise(graph, profile, pricing))
+    return with_energy(profile, target, duty or Duty(), threads=threads)
+
+
+def with_energy(profile: Profile, target: Target, duty: Duty, *, threads: int = 1) -> Profile:
+    """Return `profile` with what can be said of energy, from its latency.
+
+    Raises:
+        ConfigError: no such supply, or an inference takes longer than the period.
+    """
+    found, notes = energy_figures(profile.figures, target, duty, threads=threads)
+    told = tuple(note for note in notes if note not in profile.notes)
+    return replace(
+        profile, figures={**profile.figures, **found}, notes=(*profile.notes, *told)
+    )  # fmt: skip
 
 
 def check_threads(threads: int, target: Target) -> None:
@@ -154,6 +213,35 @@ def _constant_bytes(graph: Graph, inputs: tuple[int, ...]) -> int:
     return sum(graph.tensors[i].n_bytes for i in constants)
 
 
+def _op_costs(graph: Graph, live: tuple[int, ...], modelled: Latency | None) -> tuple[OpCost, ...]:
+    """Return a row for every operator; the parts of its time where it was modelled."""
+    rows = []
+    for position, (op, work) in enumerate(zip(graph.ops, graph_work(graph), strict=True)):
+        moved = work.input_bytes + work.output_bytes + work.weight_bytes * work.steps
+        row = OpCost(
+            index=op.index,
+            kind=op.kind,
+            name=_name(graph, op.outputs),
+            macs=work.macs,
+            flash_bytes=_constant_bytes(graph, op.inputs),
+            live_bytes=live[position],
+            macs_per_byte=round(work.macs / moved, 3) if moved else None,
+        )
+        if modelled is not None:
+            parts = modelled.per_op[position]
+            row = replace(
+                row,
+                latency_ms=modelled.per_op_ms[position],
+                compute_ms=parts.compute_ms,
+                memory_ms=parts.memory_ms,
+                overhead_ms=parts.overhead_ms,
+                bound=parts.bound,
+                is_unknown=True if position in modelled.unknown_ops else None,
+            )
+        rows.append(row)
+    return tuple(rows)
+
+
 def live_bytes(graph: Graph) -> tuple[int, ...]:
     """Return, for every operator, the bytes of activations that must exist while it runs."""
     first: dict[int, int] = dict.fromkeys(graph.inputs, 0)
@@ -171,6 +259,42 @@ def live_bytes(graph: Graph) -> tuple[int, ...]:
         for position in range(start, last.get(index, start) + 1):
             totals[position] += graph.tensors[index].n_bytes
     return tuple(totals)
+
+
+@contextmanager
+def _runner(
+    data: bytes, runtime: str, threads: int, shown: str, target: Target
+) -> Iterator[ModelRunner]:
+    """Yield the runner of a model; for the host, on cores of its own."""
+    with open_model(data, runtime, threads=threads, name=shown) as runner:
+        if target.kind == "host":
+            pin(runner.pid, threads)
+        yield runner
+
+
+def pin(pid: int, threads: int) -> tuple[int, ...]:
+    """Keep a process with all its threads on the first cores that are one each; return them."""
+    allowed = sorted(os.sched_getaffinity(0))
+    seen, chosen = set(), []
+    for cpu in allowed:
+        core = _siblings(cpu)
+        if core not in seen:
+            seen.add(core)
+            chosen.append(cpu)
+    chosen += [cpu for cpu in allowed if cpu not in chosen]  # hyper-threads where cores run out
+    cores = chosen[:threads]
+    for task in sorted(Path(f"/proc/{pid}/task").iterdir()):
+        os.sched_setaffinity(int(task.name), cores)
+    return tuple(cores)
+
+
+def _siblings(cpu: int) -> str:
+    """Return what names the physical core of a logical one."""
+    path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+    try:
+        return path.read_text("ascii").strip()
+    except OSError:
+        return str(cpu)
 
 
 def _memory(runner: ModelRunner) -> dict[str, Figure]:
@@ -195,13 +319,20 @@ def _memory(runner: ModelRunner) -> dict[str, Figure]:
     }
 
 
-def _measured_latency(runner: ModelRunner) -> Figure:
-    times = sorted(1e3 * seconds for seconds in runner.latency(REPEATS))
+def measured_latency(runner: ModelRunner, threads: int) -> Figure:
+    """Return the median time of an inference on this host, once it has warmed up."""
+    warm = sorted(1e3 * seconds for seconds in runner.latency(WARM_UPS))
+    usual_ms = max(1e-3, warm[len(warm) // 2])
+    runs = min(MOST_RUNS, max(LEAST_RUNS, round(MEASURE_MS / usual_ms)))
+    times = sorted(1e3 * seconds for seconds in runner.latency(runs))
+    quarter, half = times[runs // 4], times[runs // 2]
     return Figure(
-        value=times[len(times) // 2],
+        value=half,
         unit="ms",
         how="measured",
-        low=times[len(times) // 20],
-        high=times[-1 - len(times) // 20],
-        note=f"median of {REPEATS} runs on this host; the band holds nine in ten",
+        low=times[runs // 20],
+        high=times[-1 - runs // 20],
+        note=f"median of {runs} runs on this host, {threads} thread(s) on cores of their own; half "
+        f"of them took {quarter:.3g} to {times[-1 - runs // 4]:.3g} ms, nine in ten lie in the "
+        "band",
     )

@@ -11,7 +11,12 @@ import numpy.typing as npt
 
 from edgeshrink.budget import Budget
 from edgeshrink.costs.memory_system import memory_system, waits_per_op
-from edgeshrink.costs.microcontroller import block_cycles, time_figures, typical_waiting
+from edgeshrink.costs.microcontroller import (
+    block_cycles,
+    cycle_band,
+    time_figures,
+    typical_waiting,
+)
 from edgeshrink.costs.work import graph_macs, op_work
 from edgeshrink.errors import ConfigError, ModelError
 from edgeshrink.graph import Graph
@@ -173,6 +178,7 @@ def firmware_figures(
             error=typical_waiting(target).error if is_typical else 0.0,
             note="as other models wait, for this one is long" if is_typical else "",
         ),
+        **({"core_cycles": _core_cycles(cycles, target)} if waiting else {}),
         "flash_bytes": exact(
             size.flash,
             "B",
@@ -190,6 +196,16 @@ def firmware_figures(
             stack, "B", how="emulated", note="the deepest byte written since reset"
         )
     return figures
+
+
+def _core_cycles(cycles: float, target: Target) -> Figure:
+    """Return what the code takes where memory never waits, with the band of the same tables."""
+    band = cycle_band(target, engine="c")
+    return Figure(
+        value=cycles, unit="cycles", how="modelled", low=cycles * band.low,
+        high=cycles * band.high, validated=band.is_validated,
+        note="of the cycles, without those that wait for flash",
+    )  # fmt: skip
 
 
 def _rows(
