@@ -20,9 +20,6 @@ from edgeshrink.graph_reader import read_graph_file
 from edgeshrink.runtimes.tflm_arena import planned_bytes
 from edgeshrink.target import load_target
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "models"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the reference models")
-
 
 def tensor(
     index: int, shape: tuple[int, ...], *, data: bool = False, dtype: str = "int8"
@@ -177,13 +174,13 @@ def test_scratch_buffers_are_those_that_the_kernels_ask_for(graph: Graph, wanted
 ARENAS = {"ic_resnet8": 54_996, "kws_dscnn": 22_820, "vww_mbv1_96": 100_708, "ad01": 2_580}
 
 
-@needs_shared
+@pytest.mark.shared
 @pytest.mark.parametrize(("name", "bytes_on_device"), ARENAS.items())
 def test_the_arena_of_a_known_model_is_told_within_2_percent(
-    name: str, bytes_on_device: int
+    name: str, bytes_on_device: int, shared_dir: Path
 ) -> None:
-    pytest.importorskip("tflite_micro")
-    profile = emulate_interpreter(SHARED / f"mlperf_{name}_int8.tflite", load_target("nrf5340dk"))
+    path = shared_dir / "models" / f"mlperf_{name}_int8.tflite"
+    profile = emulate_interpreter(path, load_target("nrf5340dk"))
     arena = profile.figures["arena_bytes"]
     assert arena.value == pytest.approx(bytes_on_device, rel=0.02)
     assert arena.low <= bytes_on_device <= arena.high
@@ -203,11 +200,13 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-@needs_shared
-def test_published_times_of_the_same_kernels_are_met_without_a_factor_for_any_board() -> None:
+@pytest.mark.shared
+def test_published_times_of_the_same_kernels_are_met_without_a_factor_for_any_board(
+    shared_dir: Path,
+) -> None:
     errors = []
     for (board, name), published in PUBLISHED.items():
-        graph = read_graph_file(SHARED / f"mlperf_{name}_int8.tflite")
+        graph = read_graph_file(shared_dir / "models" / f"mlperf_{name}_int8.tflite")
         errors.append(abs(interpreter_ms(graph, load_target(board)) / published - 1))
     assert np.mean(errors) <= 0.10
     assert max(errors) <= 0.15
@@ -252,11 +251,11 @@ def test_the_targets_command_says_what_validates_a_target(
         assert entry["low"] <= 1 <= entry["high"] or entry["validated"]
 
 
-@needs_shared
+@pytest.mark.shared
 def test_c_for_a_core_that_is_not_emulated_is_refused_with_the_reason(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, shared_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model, out = str(SHARED / "mlperf_ad01_int8.tflite"), str(tmp_path / "out")
+    model, out = str(shared_dir / "models" / "mlperf_ad01_int8.tflite"), str(tmp_path / "out")
     with pytest.raises(SystemExit) as stop:
         main(["compile", model, "--target", "esp32", "--out", out])
     assert stop.value.code == 2
