@@ -257,8 +257,8 @@ def test_a_delta_with_more_or_fewer_files_than_were_signed_is_refused(tmp_path):
 def test_a_delta_to_a_wrong_base_is_refused_by_its_own_name(tmp_path):
     with pytest.raises(DeltaBaseError, match=r"another model\.tflite than the one installed"):
         attempt(tmp_path, make_delta(OLD | {"model.tflite": OLD["model.tflite"] + b"!"}, NEW))
+    files = NEW | {"card": b"some other content"}
     with pytest.raises(DeltaBaseError, match="not there"):
-        files = NEW | {"card": b"some other content"}
         attempt(tmp_path, make_delta({"gone": b"some other content"}, files), files)
 
 
