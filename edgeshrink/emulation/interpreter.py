@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from edgeshrink.budget import Budget
+from edgeshrink.costs.energy import Duty
 from edgeshrink.costs.interpreter import ENGINE, interpreter_cost
 from edgeshrink.costs.kernels import shape_of
 from edgeshrink.costs.microcontroller import time_figures
 from edgeshrink.costs.work import op_work
-from edgeshrink.emulation.emulate import live_bytes
+from edgeshrink.emulation.advice import advise
+from edgeshrink.emulation.emulate import live_bytes, with_energy
+from edgeshrink.emulation.pricing import interpreter_pricing
 from edgeshrink.errors import ConfigError, ModelError
 from edgeshrink.graph import Graph, Op
 from edgeshrink.graph_reader import read_graph, read_model_bytes
@@ -90,7 +94,7 @@ def emulate_interpreter(
         notes.append(
             f"no kernel was measured for {', '.join(kinds)}: priced as the most alike, band widened"
         )
-    return Profile(
+    profile = Profile(
         target=target.name,
         engine=ENGINE,
         model_path=shown,
@@ -106,6 +110,7 @@ def emulate_interpreter(
                 cycles=cycles,
                 flash_bytes=_constants(graph, op),
                 live_bytes=alive,
+                is_unknown=op.index in cost.unknown_ops or None,
             )
             for op, cycles, n_macs, alive in zip(
                 graph.ops, cost.op_cycles, macs, live_bytes(graph), strict=True
@@ -114,6 +119,8 @@ def emulate_interpreter(
         overruns=overruns(figures, budget or target.budget),
         notes=tuple(notes),
     )
+    profile = replace(profile, advice=advise(graph, profile, interpreter_pricing(target)))
+    return with_energy(profile, target, Duty())
 
 
 def check_runtime(target: Target) -> None:

@@ -230,6 +230,33 @@ def test_a_file_that_tflm_can_not_load_is_named_with_the_reason(tmp_path: Path) 
 # The commands
 
 
+@pytest.mark.shared
+def test_the_profile_command_prices_a_file_in_the_interpreter(
+    shared_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(shared_dir / "models" / "mlperf_kws_dscnn_int8.tflite")
+    with pytest.raises(SystemExit) as stop:
+        main(["profile", model, "--target", "nucleo-l4r5zi", "--engine", "tflm", "--json"])
+    assert stop.value.code == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["engine"] == "tflm"
+    assert shown["figures"].keys() >= {"latency_ms", "arena_bytes", "ram_bytes", "flash_bytes"}
+    for figure in shown["figures"].values():
+        assert figure["low"] <= figure["value"] <= figure["high"]
+        assert figure["how"] in ("measured", "modelled")
+    assert len(shown["ops"]) == 13
+
+
+@pytest.mark.shared
+def test_the_profile_command_defaults_to_the_interpreter_where_there_is_no_engine_c(
+    shared_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(shared_dir / "models" / "mlperf_ad01_int8.tflite")
+    with pytest.raises(SystemExit):
+        main(["profile", model, "--target", "esp32-s3", "--json"])
+    assert json.loads(capsys.readouterr().out)["engine"] == "tflm"
+
+
 @pytest.mark.parametrize("name", ["nucleo-l4r5zi", "esp32-s3", "rpi4"])
 def test_the_targets_command_says_what_validates_a_target(
     name: str, capsys: pytest.CaptureFixture[str]
