@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgeshrink.cli.output import print_json, progress
-from edgeshrink.cli.profile import print_figures, print_ops
+from edgeshrink.cli.profile_tables import print_figures, print_ops
 from edgeshrink.units import format_bytes
 
 if TYPE_CHECKING:

@@ -136,6 +136,12 @@ def emulate(
         notes.append("the operators of a .pte alone are not known: no MACs and no latency")
     elif target.kind == "application-processor":
         modelled = latency(graph, target, runtime=runtime, threads=threads)
+        if modelled.unknown_ops:
+            kinds = sorted({graph.ops[index].kind for index in modelled.unknown_ops})
+            notes.append(
+                f"no published latency tells what {', '.join(kinds)} costs: priced as the nearest "
+                "class, and the band is widened"
+            )
         figures["latency_ms"] = Figure(
             value=modelled.total_ms,
             unit="ms",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeshrink.budget import Budget
+from edgeshrink.costs.energy import Duty
 from edgeshrink.costs.memory_system import memory_system, waits_per_op
 from edgeshrink.costs.microcontroller import (
     block_cycles,
@@ -18,8 +20,12 @@ from edgeshrink.costs.microcontroller import (
     typical_waiting,
 )
 from edgeshrink.costs.work import graph_macs, op_work
+from edgeshrink.emulation.advice import advise
+from edgeshrink.emulation.emulate import with_energy
+from edgeshrink.emulation.pricing import firmware_pricing
 from edgeshrink.errors import ConfigError, ModelError
 from edgeshrink.graph import Graph
+from edgeshrink.lowering import Optimize
 from edgeshrink.profile import Figure, OpCost, Profile, exact, overruns
 from edgeshrink.runtimes.elf import Elf, FunctionMap, image_size, read_elf
 from edgeshrink.runtimes.firmware import (
@@ -89,7 +95,7 @@ def emulate_firmware(
                      "__stack_top")  # fmt: skip
     if run.printed.strip():
         notes.append(f"printed: {run.printed.strip()[-200:]}")
-    return Profile(
+    profile = Profile(
         target=target.name,
         engine="c",
         model_path=name or str(elf),
@@ -99,6 +105,19 @@ def emulate_firmware(
         overruns=overruns(figures, budget or target.budget),
         notes=tuple(notes),
     )
+    return with_energy(profile, target, Duty())
+
+
+def advised_firmware(profile: Profile, graph: Graph, target: Target, optimize: Optimize) -> Profile:
+    """Return `profile` with what would make the firmware faster.
+
+    Args:
+        profile: Of a firmware that was generated from `graph`.
+        graph: After the passes: the operators of `profile.ops`.
+        target: A microcontroller.
+        optimize: What its kernels were chosen by.
+    """
+    return replace(profile, advice=advise(graph, profile, firmware_pricing(target, optimize)))
 
 
 def _run(

@@ -9,6 +9,7 @@ import numpy as np
 
 from edgeshrink.costs.application import latency
 from edgeshrink.costs.firmware import firmware_price
+from edgeshrink.costs.interpreter import interpreter_cost
 from edgeshrink.emulation.variations import Price
 from edgeshrink.errors import ModelError
 from edgeshrink.graph import Graph
@@ -66,6 +67,14 @@ def firmware_pricing(target: Target, optimize: Optimize) -> Pricing:
         return firmware_price(lowered, target.cpu.core).cycles
 
     return Pricing(price=priced, multiple=CORE_CHANNELS)
+
+
+def interpreter_pricing(target: Target) -> Pricing:
+    """Return how TensorFlow Lite Micro is priced on a microcontroller."""
+    return Pricing(
+        price=lambda graph: sum(interpreter_cost(graph, target).op_cycles),
+        multiple=CORE_CHANNELS,
+    )
 
 
 def _with_values(graph: Graph) -> Graph:
