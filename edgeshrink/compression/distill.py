@@ -97,10 +97,8 @@ def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         Scalar, the mean over the batch.
     """
-    maps = [
-        F.normalize(x.float().pow(2).mean(dim=1).flatten(1), dim=1)  # (batch, positions)
-        for x in (student, teacher)
-    ]
+    wide = [x.float() if x.dtype == torch.bfloat16 else x for x in (student, teacher)]
+    maps = [F.normalize(x.pow(2).mean(dim=1).flatten(1), dim=1) for x in wide]  # (batch, positions)
     return 0.5 * (maps[0] - maps[1]).pow(2).sum(dim=1).mean()
 
 
