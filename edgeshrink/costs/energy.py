@@ -129,8 +129,8 @@ def power_use(target: Target, duty: Duty, *, threads: int = 1) -> PowerUse | Non
     if not supplies:
         return None
     supply, voltage_v = _chosen(supplies, duty)
-    is_direct = _takes(supply, voltage_v)
-    factor = voltage_v / supply.voltage_v if is_direct and supply.regulator == "ldo" else 1.0
+    is_direct = duty.battery is None or _takes(supply, duty.battery.voltage_v)
+    factor = voltage_v / supply.voltage_v if supply.regulator == "ldo" else 1.0
     active = _scaled(_active(target, supply, threads), factor)
     resting = _resting(target, supply)
     resting = None if resting is None else _scaled(resting, factor)
