@@ -24,7 +24,7 @@ from tests.e2e.commands import call, run
 
 FILES = {
     "artifact.json", "audit.json", "golden.npz", "model.pte", "model.tflite", "profile.json",
-    "recipe.toml",
+    "recipe.toml", "report.html", "MODEL_CARD.md",
 }  # fmt: skip
 
 
