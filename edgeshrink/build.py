@@ -22,6 +22,7 @@ from edgeshrink.artifact import (
     MANIFEST,
     MODEL_FILES,
     Artifact,
+    FileEntry,
     file_entry,
 )
 from edgeshrink.budget import Budget
@@ -231,7 +232,9 @@ def build(
         )  # fmt: skip
         if study is not None:
             _write_json(folder / PARETO, {**study, "built": _found(profile, scores, drop)})
-        artifact = _manifest(folder, task, target, recipe, exported, scores, seed, reports)
+        artifact = _manifest(
+            _artifact(folder, task, target, recipe, exported, scores, seed, reports)
+        )
         exceeded = exceeded_limits(profile, budget, drop)
         if exceeded:
             shutil.rmtree(checkpoints, ignore_errors=True)  # this build has come to its end
@@ -560,22 +563,25 @@ def _write_documents(
     _write_json(folder / "audit.json", audit)
 
 
-def _manifest(
-    folder: Path,
-    task: Task,
-    target: Target,
-    recipe: Recipe,
-    exported: Exported,
-    scores: Mapping[str, float],
-    seed: int,
-    reports: Sequence[StepReport],
-) -> Artifact:
-    facts = read_facts(_artifact(folder, task, target, recipe, exported, scores, seed, reports))
-    (folder / REPORT).write_text(html_report(facts), "utf-8")
-    (folder / MODEL_CARD).write_text(model_card(facts), "utf-8")
-    artifact = _artifact(folder, task, target, recipe, exported, scores, seed, reports)
-    _write_json(folder / MANIFEST, artifact.to_json())
-    return artifact
+def _manifest(artifact: Artifact) -> Artifact:
+    """Write report, card and manifest beside the files of `artifact`; return it with all of them.
+
+    The manifest lists every file but itself.
+    """
+    facts = read_facts(artifact)
+    (artifact.folder / REPORT).write_text(html_report(facts), "utf-8")
+    (artifact.folder / MODEL_CARD).write_text(model_card(facts), "utf-8")
+    whole = replace(artifact, files=_files(artifact.folder))
+    _write_json(artifact.folder / MANIFEST, whole.to_json())
+    return whole
+
+
+def _files(folder: Path) -> dict[str, FileEntry]:
+    return {
+        p.relative_to(folder).as_posix(): file_entry(p.read_bytes())
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
 
 
 def _artifact(
@@ -588,11 +594,6 @@ def _artifact(
     seed: int,
     reports: Sequence[StepReport],
 ) -> Artifact:
-    files = {
-        p.relative_to(folder).as_posix(): file_entry(p.read_bytes())
-        for p in sorted(folder.rglob("*"))
-        if p.is_file()
-    }
     return Artifact(
         folder=folder,
         name=task.name,
@@ -608,7 +609,7 @@ def _artifact(
         versions={"edgeshrink": __version__} | {tool: metadata.version(tool) for tool in TOOLS},
         seed=seed,
         temperature=_temperature(reports),
-        files=files,
+        files=_files(folder),
     )
 
 

@@ -28,7 +28,6 @@ COMMANDS: Final = {
     "compile": "edgeshrink.cli.compile",
     "report": "edgeshrink.cli.report",
     "pack": "edgeshrink.cli.pack",
-    "agent": "edgeshrink.cli.agent",
     "setup": "edgeshrink.cli.setup",
 }
 SUMMARIES: Final = {
@@ -40,7 +39,6 @@ SUMMARIES: Final = {
     "compile": "Turn a quantized .tflite into plain C for a microcontroller.",
     "report": "Show what an artifact is worth, and write the page of it.",
     "pack": "Write an artifact as a signed package for MCUboot, SWUpdate or RAUC.",
-    "agent": "On a device: keep its models up to date from a signed fleet.",
     "setup": "Fetch and prepare optional tools; nothing else fetches.",
 }
 
