@@ -55,6 +55,15 @@ def check_key_name(name: str, where: str) -> None:
         raise ConfigError(where, f"is {name!r:.80}", fix)
 
 
+def check_signers(n_keys: int, threshold: int) -> None:
+    """Raise ConfigError unless `threshold` of `n_keys` people can sign."""
+    if not 1 <= threshold <= n_keys:
+        what = f"is {threshold}, of {n_keys} keys"
+        raise ConfigError("--threshold", what, f"choose between 1 and {n_keys}, or add keys")
+    if n_keys > 64:
+        raise ConfigError("--keys", f"are {n_keys}", "64 are enough for anybody's metadata")
+
+
 def key_name(key: Key) -> str:
     """Return whose key it is, or the beginning of its id where nobody has said so."""
     name = key.unrecognized_fields.get(NAME_FIELD)
