@@ -360,22 +360,23 @@ def online_signers(folder: Path) -> dict[str, CryptoSigner]:
     return found
 
 
-def new_online_key(folder: Path, name: str) -> CryptoSigner:
+def new_online_key(folder: Path, name: str) -> tuple[CryptoSigner, Path]:
     """Make a key for this machine and keep it; it counts when root or targets list it."""
     signer = key_files.generate(name)
     try:
         (folder / ONLINE).mkdir(mode=0o700, exist_ok=True)
-        write_online(folder, signer)
+        path = write_online(folder, signer)
     except OSError as err:
         what = f"can't be written ({err.strerror or err})"
         raise EdgeshrinkError(str(folder / ONLINE), what, "make it writable") from err
-    return signer
+    return signer, path
 
 
-def write_online(folder: Path, signer: CryptoSigner) -> None:
+def write_online(folder: Path, signer: CryptoSigner) -> Path:
     """Keep a private key of this machine, which has no passphrase."""
     path = _online_path(folder, key_name(signer.public_key), signer.public_key.keyid)
     key_files.write_secret(path, key_files.private_pem(signer, None))
+    return path
 
 
 def forget_online(folder: Path, change: Change) -> None:

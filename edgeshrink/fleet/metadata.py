@@ -134,11 +134,11 @@ def open_repository(folder: Path) -> Repository:
     settings = settings_file.read_settings(folder / settings_file.FILE)
     root = _read_roots(folder)
     timestamp = load_metadata(folder, "timestamp.json", Timestamp)
-    _verify(root.signed, Timestamp.type, timestamp)
+    verify(root.signed, Timestamp.type, timestamp)
     snapshot = load_metadata(
         folder, f"{timestamp.signed.snapshot_meta.version}.snapshot.json", Snapshot
     )
-    _verify(root.signed, Snapshot.type, snapshot)
+    verify(root.signed, Snapshot.type, snapshot)
     roles: dict[str, Metadata[Targets]] = {}
 
     def read(name: str, delegator: Root | Targets) -> Metadata[Targets]:
@@ -146,7 +146,7 @@ def open_repository(folder: Path) -> Repository:
         if entry is None:
             raise TrustError(str(folder), f"lists no version of {name}", TARGETS_FIX)
         metadata = load_metadata(folder, f"{entry.version}.{name}.json", Targets)
-        _verify(delegator, name, metadata)
+        verify(delegator, name, metadata)
         return metadata
 
     roles[Targets.type] = read(Targets.type, root.signed)
@@ -199,11 +199,11 @@ def _read_roots(folder: Path) -> Metadata[Root]:
         root = Metadata[Root].from_bytes(first)
     except (OSError, DeserializationError) as err:
         raise ConfigError(str(folder / ROOT), f"can't be read ({err})", TARGETS_FIX) from err
-    _verify(root.signed, Root.type, root)
+    verify(root.signed, Root.type, root)
     while (folder / METADATA / f"{root.signed.version + 1}.root.json").exists():
         following = load_metadata(folder, f"{root.signed.version + 1}.root.json", Root)
-        _verify(root.signed, Root.type, following)
-        _verify(following.signed, Root.type, following)
+        verify(root.signed, Root.type, following)
+        verify(following.signed, Root.type, following)
         root = following
     return root
 
@@ -220,7 +220,8 @@ def load_metadata(folder: Path, name: str, kind: type[T]) -> Metadata[T]:
     return metadata
 
 
-def _verify(delegator: Root | Targets, name: str, metadata: Metadata[Any]) -> None:
+def verify(delegator: Root | Targets, name: str, metadata: Metadata[Any]) -> None:
+    """Raise TrustError unless enough of those who may have signed what was published."""
     try:
         delegator.verify_delegate(name, metadata.signed_bytes, metadata.signatures)
     except (UnsignedMetadataError, ValueError) as err:
