@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "profile": "edgeshrink.cli.profile",
     "compile": "edgeshrink.cli.compile",
     "report": "edgeshrink.cli.report",
+    "fleet": "edgeshrink.cli.fleet",
     "pack": "edgeshrink.cli.pack",
     "setup": "edgeshrink.cli.setup",
 }
@@ -38,6 +39,7 @@ SUMMARIES: Final = {
     "profile": "Say what a model file or a firmware costs on a device.",
     "compile": "Turn a quantized .tflite into plain C for a microcontroller.",
     "report": "Show what an artifact is worth, and write the page of it.",
+    "fleet": "Publish models to a fleet: keys, signatures, rollout.",
     "pack": "Write an artifact as a signed package for MCUboot, SWUpdate or RAUC.",
     "setup": "Fetch and prepare optional tools; nothing else fetches.",
 }

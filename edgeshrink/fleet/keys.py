@@ -75,10 +75,14 @@ def named(key: SSlibKey, name: str) -> SSlibKey:
     return SSlibKey(key.keyid, key.keytype, key.scheme, key.keyval, {NAME_FIELD: name})
 
 
+def passphrase_variable(name: str) -> str:
+    """Return the environment variable for the passphrase of one key."""
+    return f"{VARIABLE}_{name.upper().replace('-', '_')}"
+
+
 def passphrase_from_environment(name: str) -> str | None:
     """Return the passphrase of a key that the environment holds, the key's own before all's."""
-    own = f"{VARIABLE}_{name.upper().replace('-', '_')}"
-    return os.environ.get(own) or os.environ.get(VARIABLE) or None
+    return os.environ.get(passphrase_variable(name)) or os.environ.get(VARIABLE) or None
 
 
 def check_passphrase(name: str, passphrase: str) -> None:
@@ -117,10 +121,8 @@ def write_pair(folder: Path, signer: CryptoSigner, passphrase: str) -> Path:
     """
     name = key_name(signer.public_key)
     check_passphrase(name, passphrase)
+    check_absent(folder, name)
     private, public = folder / f"{name}.pem", folder / f"{name}.pub"
-    for path in (private, public):
-        if path.exists():
-            raise ConfigError(str(path), "is there already", "take another name, or move it away")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_secret(private, private_pem(signer, passphrase))
@@ -131,6 +133,15 @@ def write_pair(folder: Path, signer: CryptoSigner, passphrase: str) -> Path:
         what = f"can't be written ({err.strerror or err})"
         raise EdgeshrinkError(str(folder), what, "choose another folder with --keys-dir") from err
     return private
+
+
+def check_absent(folder: Path, name: str) -> None:
+    """Raise ConfigError where a key of this name is there already."""
+    for path in (folder / f"{name}.pem", folder / f"{name}.pub"):
+        if path.exists():
+            raise ConfigError(
+                str(path), "is there already", "take another name, or give it with --public"
+            )
 
 
 def write_secret(path: Path, data: bytes) -> None:

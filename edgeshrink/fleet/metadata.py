@@ -192,12 +192,20 @@ def expiry(settings: Settings, role: str, now: datetime) -> datetime:
     return now.astimezone(UTC).replace(microsecond=0) + timedelta(days=days)
 
 
+def read_root(folder: Path) -> bytes:
+    """Return the root that devices begin with."""
+    try:
+        return (folder / ROOT).read_bytes()
+    except OSError as err:
+        what = f"can't be read ({err.strerror})"
+        raise ConfigError(str(folder / ROOT), what, TARGETS_FIX) from err
+
+
 def _read_roots(folder: Path) -> Metadata[Root]:
     """Return the newest root, verified from the one that devices begin with."""
     try:
-        first = (folder / ROOT).read_bytes()
-        root = Metadata[Root].from_bytes(first)
-    except (OSError, DeserializationError) as err:
+        root = Metadata[Root].from_bytes(read_root(folder))
+    except DeserializationError as err:
         raise ConfigError(str(folder / ROOT), f"can't be read ({err})", TARGETS_FIX) from err
     verify(root.signed, Root.type, root)
     while (folder / METADATA / f"{root.signed.version + 1}.root.json").exists():

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import (
@@ -32,6 +32,7 @@ from edgeshrink.fleet.metadata import (
     KEYS,
     METADATA,
     ONLINE,
+    ONLINE_KEYS,
     ROLLOUT,
     ROOT,
     TARGETS_FOLDER,
@@ -48,10 +49,10 @@ from edgeshrink.fleet.settings import Settings
 from edgeshrink.fleet.storage import Write, locked, write_together
 
 __all__ = [
-    "Change", "Refreshed", "Repository", "Unlock", "create_fleet", "device_role", "edit",
-    "expiring_soon", "is_offline", "open_repository", "read_target", "read_target_of", "refresh",
+    "Change", "Refreshed", "Repository", "Unlock", "check_new", "create_fleet", "device_role",
+    "edit", "expiring_soon", "is_offline", "open_repository", "read_target", "read_target_of",
+    "refresh",
 ]  # fmt: skip
-ONLINE_KEYS: Final = ("timestamp", "rollout")  # the first one signs the snapshot too
 
 
 def create_fleet(

@@ -13,7 +13,7 @@ from securesystemslib.signer import CryptoSigner, Key
 
 from edgeshrink.errors import ConfigError
 from edgeshrink.fleet.change import Change, Unlock, new_online_key, online_signers
-from edgeshrink.fleet.keys import check_signers, key_name
+from edgeshrink.fleet.keys import check_key_name, check_signers, key_name
 from edgeshrink.fleet.metadata import (
     ROLLOUT,
     Repository,
@@ -139,6 +139,15 @@ def _may_count(folder: Path, keyid: str, request: Path | None) -> bool:
     if (folder / COMMIT).exists() or (request is not None and request.exists()):
         return True
     return any(facts.keyid == keyid for facts in list_signers(open_repository(folder), folder))
+
+
+def check_new_name(repository: Repository, name: str, replaces: str | None = None) -> None:
+    """Raise ConfigError unless `name` can join, or take the place of `replaces`."""
+    if replaces is not None:
+        _must_be_known(replaces, repository.signers)
+    check_key_name(name, "NAME")
+    if name in repository.signers:
+        raise ConfigError(name, "signs already", "take another name")
 
 
 def _must_be_known(name: str, known: Mapping[str, Key]) -> None:

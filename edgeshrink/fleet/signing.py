@@ -103,7 +103,13 @@ class Request:
         lacking = [
             (need.threshold - len(need.names & good), need.names - good) for need in self.needs
         ]
-        return tuple((count, names) for count, names in lacking if count > 0)
+        strict = [(count, names) for count, names in lacking if count > 0]
+        # who is named by the narrower of two needs counts for the wider one as well
+        return tuple(
+            (count, names)
+            for count, names in strict
+            if not any(names > narrow and count <= least for least, narrow in strict)
+        )
 
 
 def _has_signed(metadata: Metadata[Any], keyid: str, key: Any) -> bool:

@@ -197,18 +197,25 @@ def test_every_command_explains_itself_and_every_option(run, command, option):
     code, out, err = run(command, option)
     assert (code, err) == (0, "")
     assert out.startswith(f"Usage: edgeshrink {command} ")
-    parts = subcommands(command)
+    parts = subcommands(import_module(COMMANDS[command]).command)
     for part in parts:
-        assert f"\n  {part} " in out
-        code, of_part, err = run(command, part, option)
+        assert f"\n  {part[0]} " in out
+        code, of_part, err = run(command, *part, option)
         assert (code, err) == (0, "")
         assert "--json" in of_part
     assert parts or "--json" in out
 
 
 def subcommands(command):
-    found = import_module(COMMANDS[command]).command
-    return list(found.commands) if isinstance(found, click.Group) else []
+    """The words of every command below one."""
+    if not isinstance(command, click.Group):
+        return []
+    context = click.Context(command)
+    found = []
+    for name in command.list_commands(context):
+        below = subcommands(command.get_command(context, name))
+        found += [[name, *words] for words in below] or [[name]]
+    return found
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], []])
