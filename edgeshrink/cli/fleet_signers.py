@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -102,8 +104,11 @@ def add(
     from edgeshrink.fleet.signers import add_signer, changing, check_new_name
 
     check_new_name(open_repository(folder), name)
-    key = _new_key(name, public, folder, keys_dir)
-    with changing(folder, unlocking(folder, keys_dir), request, wait_s=seconds(wait)) as change:
+    unlock = unlocking(folder, keys_dir)
+    with (
+        _new_key(name, public, folder, keys_dir, request) as key,
+        changing(folder, unlock, request, wait_s=seconds(wait)) as change,
+    ):
         add_signer(change, key, threshold)
     _show(folder, request, f"{name} signs from now on", as_json=as_json)
 
@@ -166,8 +171,10 @@ def rotate(
         while new_name in repository.signers:
             new_name = _next_name(new_name)
     check_new_name(repository, new_name, replaces=name)
-    key = _new_key(new_name, public, folder, keys_dir)
-    with changing(folder, unlock, request, wait_s=seconds(wait)) as change:
+    with (
+        _new_key(new_name, public, folder, keys_dir, request) as key,
+        changing(folder, unlock, request, wait_s=seconds(wait)) as change,
+    ):
         rotate_signer(change, name, key)
     _show(folder, request, f"{new_name} signs in place of {name}", as_json=as_json)
 
@@ -180,15 +187,29 @@ def _next_name(name: str) -> str:
     return f"{name}-b"
 
 
-def _new_key(name: str, public: Path | None, folder: Path, keys_dir: Path | None) -> SSlibKey:
+@contextmanager
+def _new_key(
+    name: str, public: Path | None, folder: Path, keys_dir: Path | None, request: Path | None
+) -> Iterator[SSlibKey]:
+    """Yield a public key that was given, or that of a new pair, which goes if the block fails."""
     from edgeshrink.fleet.keys import read_public
     from edgeshrink.fleet.metadata import KEYS
+    from edgeshrink.fleet.signers import may_count
 
     if public is not None:
-        return read_public(public, name)
+        yield read_public(public, name)
+        return
     keys = keys_dir or folder / KEYS
     _new_pair(name, keys)  # never one that lies there: it may be one that was revoked
-    return read_public(keys / f"{name}.pub", name)
+    path = keys / f"{name}.pub"
+    key = read_public(path, name)
+    try:
+        yield key
+    except BaseException:
+        if not may_count(folder, key.keyid, request):
+            path.unlink(missing_ok=True)
+            path.with_suffix(".pem").unlink(missing_ok=True)
+        raise
 
 
 def _new_pair(name: str, keys_dir: Path) -> None:

@@ -139,9 +139,8 @@ def check_absent(folder: Path, name: str) -> None:
     """Raise ConfigError where a key of this name is there already."""
     for path in (folder / f"{name}.pem", folder / f"{name}.pub"):
         if path.exists():
-            raise ConfigError(
-                str(path), "is there already", "take another name, or give it with --public"
-            )
+            fix = "take another name, or use that key with --public"
+            raise ConfigError(str(path), "is there already", fix)
 
 
 def write_secret(path: Path, data: bytes) -> None:

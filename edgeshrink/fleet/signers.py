@@ -129,12 +129,12 @@ def rotate_online(
             keyid = signer.public_key.keyid
             change.set_online(name, signer.public_key)
     except BaseException:
-        if path is not None and not _may_count(folder, keyid, request):
+        if path is not None and not may_count(folder, keyid, request):
             path.unlink(missing_ok=True)
         raise
 
 
-def _may_count(folder: Path, keyid: str, request: Path | None) -> bool:
+def may_count(folder: Path, keyid: str, request: Path | None) -> bool:
     """Say whether a new key is published, about to be, or asked for: then it must not get lost."""
     if (folder / COMMIT).exists() or (request is not None and request.exists()):
         return True
