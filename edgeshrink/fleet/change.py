@@ -132,6 +132,7 @@ class Change:
         is taken away does not stay because of that signature.
         """
         key_files.check_signers(len(keys), threshold)
+        keys = {name: key_files.named(key, name) for name, key in keys.items()}
         root = self._edit_root()
         for name in (Root.type, Targets.type):
             for keyid in list(root.roles[name].keyids):

@@ -70,7 +70,7 @@ def key_name(key: Key) -> str:
     return name if isinstance(name, str) and NAME.fullmatch(name) else key.keyid[:8]
 
 
-def named(key: SSlibKey, name: str) -> SSlibKey:
+def named(key: Key, name: str) -> SSlibKey:
     """Return the public key with the name of whom it belongs to."""
     return SSlibKey(key.keyid, key.keytype, key.scheme, key.keyval, {NAME_FIELD: name})
 

@@ -335,6 +335,7 @@ def _check(request: Request, root: bytes | None, path: Path) -> None:
             raise TrustError(str(path), "asks to publish without versions", _FIX)
         if name not in (Root.type, Targets.type) and name not in delegated_roles(request.targets):
             raise TrustError(str(path), f"asks to sign {name}, which nobody delegates to", _FIX)
+        _check_paths(request, name, path)
         for target, file in added_files(request, name).items():
             if target not in request.files:
                 raise TrustError(str(path), f"asks to sign {target} and does not hold it", _FIX)
@@ -343,6 +344,22 @@ def _check(request: Request, root: bytes | None, path: Path) -> None:
             except RepositoryError as err:
                 what = f"holds another {target} than it asks to sign ({err})"
                 raise TrustError(str(path), what, "sign nothing, and ask who sent it") from err
+
+
+def _check_paths(request: Request, name: str, path: Path) -> None:
+    """Refuse a role that lists what it may not, or delegates where only `targets` does."""
+    if name == Root.type:
+        return
+    signed: Targets = request.new[name].signed
+    if name == Targets.type:
+        is_fine = not signed.targets and signed.delegations is not None
+    else:
+        role = (delegations_of(request.targets).roles or {})[name]
+        paths = signed.targets
+        is_fine = signed.delegations is None and all(map(role.is_delegated_path, paths))
+    if not is_fine:
+        what = f"asks to sign more of {name} than that role may say"
+        raise TrustError(str(path), what, "sign nothing, and ask who sent it")
 
 
 def _check_kind(metadata: Metadata[Any], name: str, path: Path) -> None:
