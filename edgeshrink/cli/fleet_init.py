@@ -69,6 +69,4 @@ def command(
         print(f"  {keys / f'{signer}.pem'}  encrypted; belongs to one person, and not on this disk")
     print(f"  {folder / ROOT}  for devices: edgeshrink agent --root {ROOT}")
     print(f"  {folder / PUBLISHED}/  to be served: nothing else of this folder")
-    print(
-        f"next: edgeshrink fleet refresh {folder}, daily: what this machine signs holds {days} days"
-    )
+    print(f"next: edgeshrink fleet refresh {folder}, daily: the timestamp holds {days} days")
