@@ -33,10 +33,11 @@ from tuf.api.metadata import (
 )
 from tuf.api.serialization import DeserializationError
 
-from edgeshrink.errors import ConfigError, ThresholdError, TrustError
+from edgeshrink.errors import ConfigError, EdgeshrinkError, ThresholdError, TrustError
 from edgeshrink.fleet import settings as settings_file
 from edgeshrink.fleet.keys import Need, key_name
 from edgeshrink.fleet.settings import Settings
+from edgeshrink.fleet.storage import COMMIT
 
 PUBLISHED: Final = "repository"
 METADATA: Final = f"{PUBLISHED}/metadata"
@@ -127,7 +128,19 @@ def open_repository(folder: Path) -> Repository:
     Raises:
         ConfigError: `folder` is no fleet.
         TrustError: what is published was not signed by who may: nothing should be built on it.
+        EdgeshrinkError: a publisher was killed where only a lost key makes a gap: between two
+            renames.
     """
+    try:
+        return _open(folder)
+    except TrustError as err:
+        if not (folder / COMMIT).exists():
+            raise
+        fix = f"finish it with: edgeshrink fleet refresh {folder}"
+        raise EdgeshrinkError(str(folder), "was left while it was published", fix) from err
+
+
+def _open(folder: Path) -> Repository:
     if not (folder / settings_file.FILE).is_file():
         fix = "make one with `edgeshrink fleet init`, or check the path"
         raise ConfigError(str(folder), f"is no fleet: it has no {settings_file.FILE}", fix)

@@ -301,6 +301,33 @@ def test_killed_at_any_write_the_fleet_is_the_old_or_the_new_one(
     assert after == offers
 
 
+def test_killed_while_a_lost_key_is_replaced_a_fleet_is_finished_by_who_comes_next(
+    fleet, people, tmp_path, monkeypatch
+):
+    known, told = tmp_path / "known", set()
+    assert seen(Device(known, fleet), fleet) == 1
+    (lost,) = (fleet / "online").glob("timestamp-*.pem")
+    lost.unlink()
+    for number in range(20):
+        here = tmp_path / f"{number}" / "fleet"
+        shutil.copytree(fleet, here)
+        if not killed_at(
+            monkeypatch, number, partial(replace_the_machines_keys, here, people), ("_move",)
+        ):
+            break
+        try:
+            open_repository(here)
+        except EdgeshrinkError as err:
+            told.add(err.what)
+        if not (here / ".commit").exists():
+            replace_the_machines_keys(here, people)  # was not decided
+        refresh(here)
+        device = shutil.copytree(known, here.parent / "known", symlinks=True)
+        assert seen(Device(device, fleet), here) == 1
+    assert number > 3
+    assert told == {"was left while it was published"}
+
+
 def test_killed_while_it_is_made_a_fleet_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     act = partial(
