@@ -26,6 +26,7 @@ from edgeshrink.fleet import keys as key_files
 from edgeshrink.fleet.keys import Need, key_name
 from edgeshrink.fleet.metadata import (
     DEVICE,
+    MAX_BYTES,
     METADATA,
     ONLINE,
     ROLLOUT,
@@ -326,6 +327,7 @@ class Change:
             path = f"{METADATA}/{self.root.version}.root.json"
             phase = ROOT_LAST if holds_before else ROOT_FIRST
             writes.append(Write(path=path, data=self._root.to_bytes(), phase=phase))
+        _check_sizes(writes)
         return writes
 
     def _check_signatures(self) -> None:
@@ -347,6 +349,18 @@ class Change:
                 must_be_signed(self.root, name, metadata)
             else:
                 must_be_signed(self._role(Targets.type), name, metadata)
+
+
+def _check_sizes(writes: Sequence[Write]) -> None:
+    for write in writes:
+        if not write.path.startswith(f"{METADATA}/"):
+            continue
+        stem = write.path.removesuffix(".json").rpartition("/")[2]
+        role = stem.partition(".")[2] or stem
+        limit = MAX_BYTES.get(role, MAX_BYTES[Targets.type])
+        if len(write.data) > limit:
+            what = f"would have {len(write.data):,} bytes, and devices take {limit:,}"
+            raise ConfigError(role, what, "list fewer files, or remove old ones")
 
 
 # ---- keys of this machine

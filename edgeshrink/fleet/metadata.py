@@ -48,6 +48,13 @@ ROOT: Final = "root.json"
 ROLLOUT: Final = "rollout"
 DEVICE: Final = "device-"
 ONLINE_KEYS: Final = ("timestamp", "rollout")  # the first one signs the snapshot too
+# What devices take at most; targets and what it delegates to have the same limit.
+MAX_BYTES: Final = {
+    "root": 512_000,
+    "timestamp": 16_384,
+    "snapshot": 2_000_000,
+    "targets": 5_000_000,
+}
 TARGETS_FIX: Final = "restore the fleet's folder from a copy"
 
 

@@ -25,6 +25,7 @@ from edgeshrink.cli import main
 from edgeshrink.errors import ConfigError, EdgeshrinkError, ThresholdError, TrustError
 from edgeshrink.fleet import keys, storage
 from edgeshrink.fleet.keys import MIN_PASSPHRASE, generate, read_private, unlock, write_pair
+from edgeshrink.fleet.metadata import MAX_BYTES
 from edgeshrink.fleet.repository import (
     create_fleet,
     edit,
@@ -42,6 +43,7 @@ from edgeshrink.fleet.signing import (
     read_request,
     sign_request,
 )
+from edgeshrink.fleet.trust import CONFIG
 
 PASSPHRASE = "three words or more"
 NAMES = ("alice", "bob", "carol")
@@ -213,6 +215,19 @@ def test_a_published_file_that_was_changed_is_not_given_back(fleet):
         read_target(fleet, RELEASE.format(1))
     with pytest.raises(ConfigError, match="has no target"):
         read_target(fleet, RELEASE.format(2))
+
+
+def test_metadata_that_devices_would_not_take_are_not_published(fleet, people):
+    limits = {name: getattr(CONFIG, f"{name}_max_length") for name in MAX_BYTES}
+    assert limits == MAX_BYTES
+    before = contents(fleet / "repository")
+    facts = {"x": "y" * 5_000_000}
+    with (
+        pytest.raises(ConfigError, match=r"device-rpi4: would have 5,\d+,\d+ bytes"),
+        edit(fleet, list(people.values())) as change,
+    ):
+        change.add("device-rpi4", RELEASE.format(2), b"release 2", facts)
+    assert contents(fleet / "repository") == before
 
 
 # ---- killed at any instant
