@@ -85,6 +85,24 @@ def read_graph(data: bytes, *, name: str = "model.tflite") -> Graph:
     return _graph_of(_read_model(data, name), data, name)
 
 
+def min_runtime_version(data: bytes, *, name: str = "model.tflite") -> str | None:
+    """Return the oldest runtime that its writer says a `.tflite` needs; None if it does not say.
+
+    The number is TensorFlow's, which tflite-runtime shares.
+
+    Raises:
+        ModelError: The file is damaged.
+    """
+    model = _read_model(data, name)
+    for entry in model["metadata"] or ():
+        if entry["name"] == "min_runtime_version" and 0 <= entry["buffer"] < len(model["buffers"]):
+            content = _content(model["buffers"][entry["buffer"]], data)
+            text = b"" if content is None else bytes(content[:32]).split(b"\0")[0]
+            if re.fullmatch(rb"\d{1,4}(\.\d{1,4}){1,3}", text):
+                return text.decode()
+    return None
+
+
 def pack_inline(data: bytes, *, name: str = "model.tflite") -> bytes:
     """Return the same model with every buffer inside the flatbuffer, aligned to 16 bytes.
 
