@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -56,7 +57,8 @@ class Release:
     files: Mapping[str, FileEntry]
     max_lsb: float  # how far outputs of an engine may be from the golden ones
     deltas: tuple[DeltaEntry, ...] = ()
-    facts: Mapping[str, Any] = field(default_factory=dict)  # for people: specs, score, figures
+    # For people: specs, score, figures. What was read has its fractions as text.
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def path(self) -> str:
@@ -88,9 +90,10 @@ class Release:
                 name: {"sha256": entry.sha256, "bytes": entry.n_bytes}
                 for name, entry in sorted(self.files.items())
             },
-            "max_lsb": self.max_lsb,
+            # What is signed, canonical JSON, has no fractions; codes differ by whole steps.
+            "max_lsb": math.floor(self.max_lsb),
             "deltas": [dict(vars(delta)) for delta in self.deltas],
-            "facts": dict(self.facts),
+            "facts": _signable(self.facts),
         }
 
 
@@ -119,6 +122,17 @@ class Rollout:
     def to_json(self) -> dict[str, Any]:
         """Return the rollout as plain JSON values."""
         return {"format": FORMAT_VERSION, "releases": [offer.to_json() for offer in self.offers]}
+
+
+def _signable(value: Any) -> Any:
+    """Return plain JSON values with fractions as text, which canonical JSON can hold."""
+    if isinstance(value, float):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return {key: _signable(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_signable(inner) for inner in value]
+    return value
 
 
 def release_path(target: str, name: str, version: str, counter: int) -> str:

@@ -10,6 +10,13 @@ import click
 # Command -> (module with a click command of the name `command`, what it does). Loaded when called.
 SUBCOMMANDS: Final = {
     "init": ("edgeshrink.cli.fleet_init", "Make keys, and a repository without a release."),
+    "status": ("edgeshrink.cli.fleet_status", "Show releases, offers, and what devices report."),
+    "rollout": (
+        "edgeshrink.cli.fleet_rollout",
+        "Offer a release to more devices, halt it, withdraw it.",
+    ),
+    "collect": ("edgeshrink.cli.fleet_collect", "Take in status files of devices."),
+    "receive": ("edgeshrink.cli.fleet_receive", "Take in reports of devices over HTTP."),
     "refresh": ("edgeshrink.cli.fleet_refresh", "Let signatures hold from now on: run it daily."),
     "signers": ("edgeshrink.cli.fleet_signers", "Show, add, remove and replace keys."),
     "sign": ("edgeshrink.cli.fleet_sign", "Sign a request on another machine."),

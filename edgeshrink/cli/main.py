@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "profile": "edgeshrink.cli.profile",
     "compile": "edgeshrink.cli.compile",
     "report": "edgeshrink.cli.report",
+    "ship": "edgeshrink.cli.ship",
     "fleet": "edgeshrink.cli.fleet",
     "pack": "edgeshrink.cli.pack",
     "setup": "edgeshrink.cli.setup",
@@ -39,7 +40,8 @@ SUMMARIES: Final = {
     "profile": "Say what a model file or a firmware costs on a device.",
     "compile": "Turn a quantized .tflite into plain C for a microcontroller.",
     "report": "Show what an artifact is worth, and write the page of it.",
-    "fleet": "Publish models to a fleet: keys, signatures, rollout.",
+    "ship": "Sign an artifact and offer it to a part of a fleet.",
+    "fleet": "Look after a fleet: keys, signatures, rollout, reports.",
     "pack": "Write an artifact as a signed package for MCUboot, SWUpdate or RAUC.",
     "setup": "Fetch and prepare optional tools; nothing else fetches.",
 }

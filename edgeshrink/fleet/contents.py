@@ -110,7 +110,12 @@ def _of_artifact(
         if file_entry(files[file]) != entry:
             raise ConfigError(str(folder / file), "changes while it is read", "try again")
     contents = _contents(artifact, files, runtimes, is_built=True)
-    return replace(contents, unmet=_unmet(files))
+    notes = contents.notes
+    if CARD not in files:
+        notes += (
+            f"{folder} has no {CARD}, only the card in its bill of materials; build it again",
+        )
+    return replace(contents, unmet=_unmet(files), notes=notes)
 
 
 def _of_file(
@@ -306,10 +311,10 @@ def _unmet(files: Mapping[str, bytes]) -> tuple[BudgetError, ...]:
         found.append(error)
     audit = _json(files, AUDIT)
     limits, drop = audit.get("budget"), audit.get("drop")
-    limit = limits.get("accuracy_drop") if isinstance(limits, dict) else None
-    if isinstance(drop, int | float) and isinstance(limit, int | float) and drop > limit:
+    most = limits.get("accuracy_drop") if isinstance(limits, dict) else None
+    if isinstance(drop, int | float) and isinstance(most, int | float) and drop > most:
         unit = "of the metric"
-        found.append(BudgetError("drop", need=drop, limit=limit, unit=unit, remedy=remedy))
+        found.append(BudgetError("drop", need=drop, limit=most, unit=unit, remedy=remedy))
     return tuple(found)
 
 

@@ -18,6 +18,7 @@ from edgeshrink.release import Offer, Release
 from edgeshrink.units import format_bytes
 
 SPARE_BYTES: Final = 1 << 22  # that an update leaves free at least
+TRIED: Final = "it was tried here, and did not work"
 OPERATORS: Final = Path(__file__).with_name("data") / "operator_versions.json"
 
 
@@ -56,7 +57,7 @@ def why_not_offered(offer: Offer, device: Device, time: datetime) -> str | None:
 def why_not_eligible(release: Release, key: str, device: Device, ledger: Ledger) -> str | None:
     """Return why a release that is offered is not for this device; None if it is."""
     if key in ledger.refused:
-        return f"it was tried here, and did not work: {ledger.refused[key]}"
+        return f"{TRIED}: {ledger.refused[key]}"
     if release.counter <= ledger.highest_counter:
         return (
             f"its counter {release.counter} is not above {ledger.highest_counter}, which ran here"

@@ -22,6 +22,7 @@ class Halt:
     """When a release is offered to no further device, by what devices report."""
 
     failure_rate: float = 0.05  # share of the reports about a release; above it, halt
+    score_drop: float = 0.05  # by what share devices may score worse with it than before
     min_reports: int = 20  # fewer than these decide nothing
 
 
@@ -57,6 +58,7 @@ def read_settings(path: Path) -> Settings:
         expiry_days={role: days.integer(role, 1, 3650, n) for role, n in EXPIRY_DAYS.items()},
         halt=Halt(
             failure_rate=halt.number("failure_rate", 0, 1, Halt.failure_rate),
+            score_drop=halt.number("score_drop", 0, 1, Halt.score_drop),
             min_reports=halt.integer("min_reports", 1, 10**6, Halt.min_reports),
         ),
     )
@@ -76,5 +78,6 @@ warn_days = {settings.warn_days} # how long before a signature runs out `fleet r
 
 [halt] # when a release is offered to no further device
 failure_rate = {settings.halt.failure_rate} # share of the reports about it
-min_reports = {settings.halt.min_reports}
+score_drop = {settings.halt.score_drop} # by what share devices may score worse with it than before
+min_reports = {settings.halt.min_reports} # devices that must have said something about it
 """
