@@ -91,7 +91,7 @@ def command(
         print_json([_json(change) for change in done])
         return
     for change in done:
-        _show(change)
+        _show(change, folder)
 
 
 def _json(change: Changed) -> dict[str, object]:
@@ -106,7 +106,7 @@ def _json(change: Changed) -> dict[str, object]:
     }
 
 
-def _show(change: Changed) -> None:
+def _show(change: Changed, folder: Path) -> None:
     from edgeshrink.cli.ship import to_whom
 
     release, after, before = change.release, change.after, change.before
@@ -115,7 +115,7 @@ def _show(change: Changed) -> None:
         print(f"{where}: {to_whom(after)}, as before")
     elif after.state == "halted":
         print(f"{where}: halted; devices that have it keep it")
-        print(f"next: --to {100 * after.share:g}% goes on, --withdraw takes it back")
+        print(f"next: --to {100 * after.share:g}% goes on, --withdraw is for good")
     elif after.state == "active":
         was = "" if before is None else f" (was: {to_whom(before)})"
         print(f"{where}: offered to {to_whom(after)}{was}")
@@ -125,9 +125,8 @@ def _show(change: Changed) -> None:
         print(f"{where}: withdrawn")
         if change.successor is None:
             print("  no later release is offered there: devices that have it keep it, and say so")
-            print(
-                f"next: edgeshrink ship ARTIFACT, or the release before it: ship {release.name}@…"
-            )
+            again = "ARTIFACT" if change.earlier is None else change.earlier.label
+            print(f"next: edgeshrink ship {again} --repo {folder}, and they move to that")
         else:
             later, offer = change.successor
             print(

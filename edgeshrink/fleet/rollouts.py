@@ -55,6 +55,7 @@ class Changed:
     before: Offer | None
     after: Offer
     successor: tuple[Release, Offer] | None = None  # where devices with a withdrawn one move to
+    earlier: Release | None = None  # the one before a withdrawn one that was not withdrawn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,14 +222,15 @@ def change_rollout(
                 if after != before:
                     path = rollout_path(release.target, name)
                     _write(change, path, rollout, after)
-                successor = None
+                successor, earlier = None, None
                 if after.state == "withdrawn":
                     by_path = {p.release.path: p.release for p in list_published(repository)}
                     successor = find_successor(release, rollout, by_path)
+                    earlier = _earlier(release, rollout, by_path)
                 done.append(
                     Changed(
                         target=release.target, channel=name, release=release, before=before,
-                        after=after, successor=successor,
+                        after=after, successor=successor, earlier=earlier,
                     )
                 )  # fmt: skip
         if not done:
@@ -268,3 +270,17 @@ def find_successor(
         and by_path[offer.path].counter > release.counter
     ]
     return max(above, key=lambda pair: pair[0].counter, default=None)
+
+
+def _earlier(release: Release, rollout: Rollout, by_path: Mapping[str, Release]) -> Release | None:
+    """Return the release that could be shipped again in the place of a withdrawn one."""
+    below = [
+        by_path[offer.path]
+        for offer in rollout.offers
+        if offer.state == "active"
+        and offer.path in by_path
+        and by_path[offer.path].name == release.name
+        and by_path[offer.path].counter < release.counter
+        and by_path[offer.path].version != release.version
+    ]
+    return max(below, key=lambda one: one.counter, default=None)
