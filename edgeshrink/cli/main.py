@@ -29,6 +29,7 @@ COMMANDS: Final = {
     "report": "edgeshrink.cli.report",
     "ship": "edgeshrink.cli.ship",
     "fleet": "edgeshrink.cli.fleet",
+    "agent": "edgeshrink.cli.agent",
     "pack": "edgeshrink.cli.pack",
     "setup": "edgeshrink.cli.setup",
 }
@@ -42,6 +43,7 @@ SUMMARIES: Final = {
     "report": "Show what an artifact is worth, and write the page of it.",
     "ship": "Sign an artifact and offer it to a part of a fleet.",
     "fleet": "Look after a fleet: keys, signatures, rollout, reports.",
+    "agent": "Keep the models of this device up to date.",
     "pack": "Write an artifact as a signed package for MCUboot, SWUpdate or RAUC.",
     "setup": "Fetch and prepare optional tools; nothing else fetches.",
 }

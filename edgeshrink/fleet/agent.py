@@ -33,10 +33,12 @@ from edgeshrink.fleet.eligibility import release_key, why_not_eligible, why_not_
 from edgeshrink.fleet.fetching import Fetcher, FetchError, Patience
 from edgeshrink.fleet.installing import (
     HealthCheck,
+    NoSpaceError,
     RolledBackError,
     Signed,
     Source,
     Step,
+    forget_downloads,
     install,
     settle,
 )
@@ -61,6 +63,7 @@ from edgeshrink.release import (
 )
 
 MODELS: Final = "models"
+DOWNLOADS: Final = "downloads"
 MAX_ROLLOUT_BYTES: Final = 1 << 20
 MAX_ROOT_BYTES: Final = 1 << 20
 PUBLISHER_FIX: Final = "nothing was installed; tell whoever publishes this fleet"
@@ -144,6 +147,8 @@ def run_once(
             offers = _judge(rollout, trusted, config, device, clock.time, events, note)
             for release, signed in offers:
                 _install(release, signed, trusted, config, device, events, note, step)
+            if not offers:
+                forget_downloads(config.state / DOWNLOADS)
         except EdgeshrinkError as err:
             note(err)
         except OSError as err:
@@ -355,7 +360,7 @@ def _install(
     source = Source(
         mirrors=_mirrors(config, trusted),
         fetcher=trusted.fetcher,
-        downloads=config.state / "downloads",
+        downloads=config.state / DOWNLOADS,
         lookup=trusted.lookup,
     )
     try:
@@ -369,6 +374,9 @@ def _install(
             keep_slots=config.keep_slots,
             step=step,
         )
+    except NoSpaceError as err:
+        events.append(_event(release, "ineligible", err.what))
+        return
     except EdgeshrinkError as err:
         note(err, release)
         return
@@ -382,10 +390,13 @@ def _event(release: Release, outcome: Any, reason: str) -> Event:
 
 def _event_of(err: EdgeshrinkError, release: Release | None) -> Event:
     is_undone = isinstance(err, RolledBackError | SelfTestError)
+    label, counter = ("", None) if release is None else (release.label, release.counter)
+    if isinstance(err, RolledBackError) and err.release:
+        label, counter = err.release, err.counter
     return Event(
         outcome="rolled-back" if is_undone else "failed",
-        release="" if release is None else release.label,
-        counter=None if release is None else release.counter,
+        release=label,
+        counter=counter,
         reason=str(err)[:500],
         error=type(err).__name__,
     )

@@ -56,14 +56,30 @@ from edgeshrink.release import Release
 MAX_ATTEMPTS: Final = 3  # to see a release work, before what keeps interrupting is held against it
 # Every point of an installation at which a test takes the power away.
 STEPS: Final = (
-    "chosen", "downloaded", "unpacking", "unpacked", "noted", "tested", "switching", "switched",
+    "chosen", "downloaded", "unpacking", "unpacked", "noted", "tested", "switched",
     "healthy", "confirmed", "tidied",
 )  # fmt: skip
 Step = Callable[[str], None]
 
 
 class RolledBackError(EdgeshrinkError):
-    """A release was installed and did not work; the one before it is current again."""
+    """A release was installed and did not work; the one before it is current again.
+
+    Args:
+        where, what, fix: As of every error.
+        release: What it is called, such as `keywords@1.3.0`; empty where that is not known.
+        counter: Its counter.
+    """
+
+    def __init__(
+        self, where: str, what: str, fix: str, *, release: str = "", counter: int | None = None
+    ) -> None:
+        super().__init__(where, what, fix)
+        self.release, self.counter = release, counter
+
+
+class NoSpaceError(EdgeshrinkError):
+    """A release is for this device, which has no space for it; nothing was fetched."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +170,10 @@ def _roll_back(model: Path, trial: Trial, reason: str) -> RolledBackError:
     write_ledger(model, replace(ledger, trial=None, refused=refused))
     shutil.rmtree(slot_folder(model, trial.slot), ignore_errors=True)
     fix = f"{previous} is current again" if previous else "nothing was there before it"
-    return RolledBackError(trial.slot, reason, fix)
+    name, version, counter = (facts.get(key) for key in ("name", "version", "counter"))
+    return RolledBackError(
+        trial.slot, reason, fix, counter=counter, release=f"{name}@{version}" if name else ""
+    )
 
 
 def refuse(model: Path, key: str, reason: str) -> None:
@@ -231,7 +250,7 @@ def install(
         FetchError: It did not come; what did is kept for next time.
         SelfTestError: It does not give its golden outputs here. It is not tried again.
         RolledBackError: The device was not well with it. It is not tried again.
-        EdgeshrinkError: There is no space for it.
+        NoSpaceError: There is no space for it.
     """
     start, bytes_before = time.monotonic(), source.fetcher.n_bytes
     model.mkdir(parents=True, exist_ok=True)
@@ -269,8 +288,7 @@ def install(
     step("switched")
     _confirm(model, trial, health, step)
     tidy(model, keep=keep_slots, protected=frozenset({slot, before or slot}))
-    for part in source.downloads.glob("*"):
-        part.unlink(missing_ok=True)
+    forget_downloads(source.downloads)
     step("tidied")
     return Installed(
         slot=slot,
@@ -279,6 +297,12 @@ def install(
         n_bytes=source.fetcher.n_bytes - bytes_before,
         tested=tested,
     )
+
+
+def forget_downloads(folder: Path) -> None:
+    """Remove what was fetched, in part or wholly, and is no longer needed."""
+    for part in folder.glob("*"):
+        part.unlink(missing_ok=True)
 
 
 def _fill(
@@ -377,7 +401,7 @@ def _fetch(offered: Signed, release: Release, source: Source, step: Step) -> Pat
     there = part.stat().st_size if part.exists() else 0
     missing = why_no_space(offered.length - there, release, free_bytes(source.downloads))
     if missing is not None:
-        raise EdgeshrinkError(release.label, missing, "free space; what is installed stays")
+        raise NoSpaceError(release.label, missing, "free space; what is installed stays")
     folder, _, name = offered.path.rpartition("/")
     path = f"targets/{folder}/{sha256}.{name}"
     faults: list[EdgeshrinkError] = []

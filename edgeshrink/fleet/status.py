@@ -93,14 +93,14 @@ def describe_models(models: Path) -> dict[str, dict[str, Any]]:
         slot = current_slot(model)
         if slot is None:
             continue
-        facts = signed_facts(model, slot)
+        facts, trial = signed_facts(model, slot), read_ledger(model).trial
         described: dict[str, Any] = {
             "version": facts.get("version"),
             "counter": facts.get("counter"),
             "archive": facts.get("archive"),
             "path": str(model / CURRENT),
             "slot": slot,
-            "confirmed": read_ledger(model).trial is None,
+            "confirmed": trial is None or trial.slot != slot,
         }
         score = read_json(model / SCORE).get("score")
         if type(score) in (int, float):

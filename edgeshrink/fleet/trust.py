@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from tuf.api.exceptions import (
     BadVersionNumberError,
@@ -101,13 +101,27 @@ class _Recorder(Fetcher):
         version, _, rest = name.partition(".")
         self.role, self.data = (rest if rest and version.isdecimal() else name), b""
         self.data = super().download_bytes(url, max_length)
-        offered, trusted = (
-            _version(data) for data in (self.data, _read(self.folder / f"{self.role}.json"))
-        )
-        if offered is not None and offered - (trusted or 0) > MAX_VERSION_STEP:
-            what = f"leaps from version {trusted or 0:,} to {offered:,}"
-            raise FastForwardError(f"{self.role}.json", what, PUBLISHER_FIX)
+        trusted = _versions_in(_read(self.folder / f"{quote(self.role, '')}.json"), self.role)
+        for role, offered in _versions_in(self.data, self.role).items():
+            if offered - trusted.get(role, 0) > MAX_VERSION_STEP:
+                what = f"leaps from version {trusted.get(role, 0):,} to {offered:,} of {role}"
+                raise FastForwardError(f"{self.role}.json", what, PUBLISHER_FIX)
         return self.data
+
+
+class _Updater(Updater):
+    """Writes only what has changed: a device looks every few minutes, for years, on flash."""
+
+    def _persist_file(self, filename: str, data: bytes) -> None:
+        if _read(Path(filename)) != data:
+            super()._persist_file(filename, data)
+
+    def _update_root_symlink(self) -> None:
+        newest = Path("root_history") / f"{self._trusted_set.root.version}.root.json"
+        with suppress(OSError):
+            if (Path(self._dir) / "root.json").readlink() == newest:
+                return
+        super()._update_root_symlink()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +156,7 @@ def refresh(url: str, root: bytes, metadata: Path, clock: Clock, fetcher: Fetche
     for left_over in metadata.glob("tmp*"):
         left_over.unlink(missing_ok=True)
     try:
-        updater = Updater(
+        updater = _Updater(
             str(metadata),
             f"{url.rstrip('/')}/metadata/",
             fetcher=recorder,
@@ -155,24 +169,30 @@ def refresh(url: str, root: bytes, metadata: Path, clock: Clock, fetcher: Fetche
     # tuf asks the system for the time when it is made, and has no argument for another one.
     updater._trusted_set.reference_time = clock.time
 
+    @contextmanager
+    def counted() -> Iterator[None]:
+        before = _times(metadata)
+        try:
+            with _named(recorder):
+                yield
+        finally:
+            fetcher.n_requests += recorder.n_requests
+            fetcher.n_bytes += recorder.n_bytes
+            recorder.n_requests = recorder.n_bytes = 0
+            _sync(metadata, before)
+
     def lookup(path: str) -> Any:
-        with _named(recorder):
+        with counted():
             return updater.get_targetinfo(path)
 
-    before = _versions(metadata)
-    try:
-        with _named(recorder):
-            updater.refresh()
-    finally:
-        fetcher.n_requests += recorder.n_requests
-        fetcher.n_bytes += recorder.n_bytes
-        _sync(metadata, before)
+    with counted():
+        updater.refresh()
     return Trusted(updater=updater, fetcher=fetcher, url=url, lookup=lookup)
 
 
 def _sync(metadata: Path, before: Mapping[str, int]) -> None:
     """Bring what tuf has written onto the disk: it renames, which alone survives no power loss."""
-    changed = {name for name, when in _versions(metadata).items() if before.get(name) != when}
+    changed = {name for name, when in _times(metadata).items() if before.get(name) != when}
     for name in changed:
         descriptor = os.open(metadata / name, os.O_RDONLY)
         try:
@@ -183,7 +203,7 @@ def _sync(metadata: Path, before: Mapping[str, int]) -> None:
         sync_folder(metadata)
 
 
-def _versions(metadata: Path) -> dict[str, int]:
+def _times(metadata: Path) -> dict[str, int]:
     files = (p for p in metadata.rglob("*.json") if not p.is_symlink())
     return {str(p.relative_to(metadata)): p.stat().st_mtime_ns for p in files}
 
@@ -288,6 +308,16 @@ def _parse(data: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None
+
+
+def _versions_in(data: bytes, role: str) -> dict[str, int]:
+    """Return the versions that metadata gives: its own, and those of the roles it lists."""
+    found, own = {}, _version(data)
+    with suppress(KeyError, TypeError, AttributeError):
+        for name, entry in (_parse(data) or {})["signed"]["meta"].items():
+            if isinstance(entry, dict) and type(entry.get("version")) is int:
+                found[name.removesuffix(".json")] = entry["version"]
+    return found if own is None else found | {role: own}
 
 
 def _version(data: bytes) -> int | None:
