@@ -160,11 +160,9 @@ def _report(content: Any, now: datetime, *, is_kept: bool) -> Report:
         models=models,
         tried={},
     )
-    if "tried" in content:  # one that is kept here, not one that arrives
-        kept = _entries(content["tried"], dict, "tried").items()
-        return replace(
-            report, tried={_plain(path, 400): _tried(facts, now) for path, facts in kept}
-        )
+    if is_kept:
+        kept = {path: _tried(facts, now) for path, facts in content["tried"].items()}
+        return replace(report, tried=kept, trouble=str(content["trouble"]))
     tried = {path: Tried(is_good=True, time=time) for path, r in report.running() if r.is_confirmed}
     trouble = ""
     for event in _entries(content["events"], list, "events"):
