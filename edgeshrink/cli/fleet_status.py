@@ -137,13 +137,15 @@ def _show_releases(
 
 
 def _briefly(offer: Offer) -> str:
+    from edgeshrink.cli.ship import brief_time
+
     if offer.state != "active":
         return offer.state
     words = f"{100 * offer.share:g} %"
     if offer.groups:
         words += f" of {', '.join(offer.groups)}"
     if offer.not_before is not None:
-        words += f" from {offer.not_before.isoformat(timespec='minutes')}"
+        words += f" from {brief_time(offer.not_before)}"
     return words
 
 

@@ -68,7 +68,7 @@ def command(
     """
     from edgeshrink.fleet.extra import require_fleet
 
-    require_fleet()
+    require_fleet("fleet", "bsdiff4", "cyclonedx")
     from edgeshrink.cli.fleet_options import seconds, unlocking
     from edgeshrink.cli.output import progress
     from edgeshrink.errors import ConfigError
@@ -163,8 +163,15 @@ def to_whom(offer: Offer) -> str:
     if offer.groups:
         words += f" of the groups {', '.join(offer.groups)}"
     if offer.not_before is not None:
-        words += f", not before {offer.not_before.isoformat(timespec='minutes')}"
+        words += f", not before {brief_time(offer.not_before)}"
     return words if offer.state == "active" else f"{offer.state}; was for {words}"
+
+
+def brief_time(when: datetime) -> str:
+    """Return a time to the minute, in UTC."""
+    from datetime import UTC
+
+    return f"{when.astimezone(UTC):%Y-%m-%dT%H:%MZ}"
 
 
 def _show(shipped: Shipped, folder: Path, request: Path | None, *, as_json: bool) -> None:
