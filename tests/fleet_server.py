@@ -96,6 +96,7 @@ def tar_xz(files: Mapping[str, bytes]) -> bytes:
 
 def custom_of(
     files: Mapping[str, bytes],
+    /,
     *,
     name: str = "keywords",
     version: str = "1.0.0",
@@ -155,6 +156,7 @@ class Repository:
     def release(
         self,
         files: Mapping[str, bytes],
+        /,
         *,
         archive: bytes | None = None,
         target: str = TARGET,
@@ -365,6 +367,8 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
             fault = server.fault_for(path)
             kind = fault.kind if fault else None
             data = server.files.get(path)
+            if fault and kind in ("replace", "endless", "announce"):
+                data = fault.data if kind == "replace" else data or b""
             if kind == "drop":
                 self.close_connection = True
                 return
@@ -377,8 +381,6 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
-            if fault and kind == "replace":
-                data = fault.data
             if kind == "flip":
                 middle = len(data) // 2
                 data = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]

@@ -380,7 +380,7 @@ def _install(
     except EdgeshrinkError as err:
         note(err, release)
         return
-    updated = _event(release, "updated", "")
+    updated = _event(release, "updated", done.note[:500])
     events.append(replace(updated, how=done.how, self_test=dict(vars(done.tested))))
 
 

@@ -14,8 +14,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Final
 
-from edgeshrink.artifact import FileEntry, file_entry
-from edgeshrink.errors import DecompressionBombError, LyingManifestError, UnsafeArchiveError
+from edgeshrink.artifact import GOLDEN, FileEntry, file_entry
+from edgeshrink.errors import (
+    DecompressionBombError,
+    GoldenVectorsError,
+    LyingManifestError,
+    TrustError,
+    UnsafeArchiveError,
+)
 
 UNPACK_MEMORY_BYTES: Final = 1 << 26
 DICTIONARY_BYTES: Final = 1 << 23
@@ -68,6 +74,7 @@ def unpack(archive: Path, folder: Path, expected: Mapping[str, FileEntry]) -> No
             was signed, or there twice; or it is no archive at all.
         DecompressionBombError: It unpacks to more than the signed files.
         LyingManifestError: A file is missing or differs from its signed digest.
+        GoldenVectorsError: The file that differs holds the golden vectors.
     """
     if len(expected) > MAX_FILES:
         raise UnsafeArchiveError("release", f"lists {len(expected):,} files", FIX)
@@ -90,19 +97,23 @@ def unpack(archive: Path, folder: Path, expected: Mapping[str, FileEntry]) -> No
                 raise UnsafeArchiveError(place, what, FIX)
             if member.size != entry.n_bytes:
                 what = f"holds {name} of {member.size:,} bytes, signed are {entry.n_bytes:,}"
-                error = (
-                    DecompressionBombError if member.size > entry.n_bytes else (LyingManifestError)
-                )
-                raise error(place, what, FIX)
+                if member.size > entry.n_bytes:
+                    raise DecompressionBombError(place, what, FIX)
+                raise another_file(name, place, what)
             data = stream.read(-(-member.size // _TAR_BLOCK) * _TAR_BLOCK)[: member.size]
             if file_entry(data) != entry:
-                raise LyingManifestError(place, f"holds another {name} than was signed", FIX)
+                raise another_file(name, place, f"holds another {name} than was signed")
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(data)
         stream.drain()
     if left:
         raise LyingManifestError(place, f"misses {', '.join(sorted(left)):.200}", FIX)
+
+
+def another_file(name: str, place: str, what: str) -> TrustError:
+    """Return the error for a file of a release that is not the one that was signed."""
+    return (GoldenVectorsError if name == GOLDEN else LyingManifestError)(place, what, FIX)
 
 
 def _next_member(stream: _Unpacked, place: str) -> tarfile.TarInfo | None:

@@ -152,8 +152,8 @@ class Fetcher(FetcherInterface):
             FetchError: The server can't be reached or keeps breaking off; the part is kept.
         """
         url = f"{base_url.rstrip('/')}/{quote(path)}"
-        if part.exists() and part.stat().st_size > length:
-            part.unlink()
+        if not length or (part.exists() and part.stat().st_size > length):
+            part.write_bytes(b"")
         was_resumed, attempts = part.exists() and part.stat().st_size > 0, 0
         while True:
             before = part.stat().st_size if part.exists() else 0

@@ -32,7 +32,7 @@ from edgeshrink.errors import (
     UnsafeArchiveError,
     WrongTargetError,
 )
-from edgeshrink.fleet.archive import unpack
+from edgeshrink.fleet.archive import another_file, check_name, unpack
 from edgeshrink.fleet.device import Device, free_bytes
 from edgeshrink.fleet.eligibility import find_runtime, release_key, why_no_space
 from edgeshrink.fleet.fetching import Fetcher, FetchError, MissingFileError
@@ -114,6 +114,7 @@ class Installed:
 
     slot: str
     how: str  # "archive", "delta", or "copy" of a slot that was still there
+    note: str  # why a signed delta was of no use; empty: it was, or there was none
     seconds: float
     n_bytes: int  # fetched
     tested: SelfTest
@@ -267,7 +268,7 @@ def install(
         refuse(model, key, reason)
         raise RolledBackError(slot, reason, f"{before or 'nothing'} stays current")
     step("chosen")
-    how = _fill(release, signed, model, slot, source, step)
+    how, remark = _fill(release, signed, model, slot, source, step)
     step("unpacked")
     trial = Trial(slot=slot, previous=before, attempts=attempts)
     write_ledger(model, replace(ledger, trial=trial))
@@ -293,6 +294,7 @@ def install(
     return Installed(
         slot=slot,
         how=how,
+        note=remark,
         seconds=time.monotonic() - start,
         n_bytes=source.fetcher.n_bytes - bytes_before,
         tested=tested,
@@ -307,31 +309,40 @@ def forget_downloads(folder: Path) -> None:
 
 def _fill(
     release: Release, signed: Signed, model: Path, slot: str, source: Source, step: Step
-) -> str:
-    """Fill the slot with the files of the release, each as it was signed; return how."""
+) -> tuple[str, str]:
+    """Fill the slot with the files of the release, each as it was signed.
+
+    Returns how, and why a delta was of no use if it was not.
+    """
+    for name in release.files:
+        check_name(name, release.label)
     sha256 = signed.hashes["sha256"]
     facts = release.to_json() | {"archive": sha256, "key": release_key(release, sha256)}
     whole = _slot_with(model, sha256)
     if whole is not None:
-        with suppress(LyingManifestError, OSError), filling(model, slot) as folder:
+        with suppress(TrustError, OSError), filling(model, slot) as folder:
             for name in release.files:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(whole / name, folder / name)
             _seal(folder, release, facts)
-            return "copy"
+            return "copy", ""
+    note = ""
     delta = _usable_delta(release, signed, model, source)
     if delta is not None:
         base, offered = delta
-        with suppress(MissingFileError, _UselessDelta):  # the archive has it all
+        try:
             part = _fetch_delta(offered, release, source, step)
             _apply(part, base, model, slot, release, facts, step)
-            return "delta"
+        except (MissingFileError, _UselessDelta) as err:  # the archive has it all
+            note = f"the delta was of no use ({err.__cause__ or err})"
+        else:
+            return "delta", ""
     part = _fetch(signed, release, source, step)
     with filling(model, slot) as folder:
         step("unpacking")
         unpack(part, folder, release.files)
         _seal(folder, release, facts)
-    return "archive"
+    return "archive", note
 
 
 class _UselessDelta(Exception):  # noqa: N818
@@ -423,12 +434,13 @@ def _seal(folder: Path, release: Release, facts: dict[str, Any]) -> None:
 
     Raises:
         LyingManifestError: A file differs from its digest, or `artifact.json` contradicts.
+        GoldenVectorsError: The file that differs holds the golden vectors.
         WrongTargetError: The artifact is made for another device, or is another one.
     """
     fix = "nothing was installed; tell whoever publishes this fleet"
     for name, entry in release.files.items():
         if file_entry((folder / name).read_bytes()) != entry:
-            raise LyingManifestError(name, "differs from its signed digest", fix)
+            raise another_file(name, name, "differs from its signed digest")
     if MANIFEST in release.files:
         try:
             artifact = read_artifact(folder)

@@ -227,6 +227,8 @@ def _named(recorder: _Recorder) -> Iterator[None]:
 def _attack(err: Exception, recorder: _Recorder) -> TrustError:
     place, document = f"{recorder.role}.json", _parse(recorder.data)
     if isinstance(err, ExpiredMetadataError):
+        if "root.json" in str(err):  # it is judged when the next file has come
+            place = "root.json"
         what = f"has expired ({err}): somebody may be withholding what is newer"
         fix = "check the clock; whoever publishes: edgeshrink fleet refresh"
         return FreezeError(place, what, fix)
@@ -264,9 +266,10 @@ def _unsigned(
 ) -> TrustError:
     """Return which of three it is: too few signatures, those of a removed key, or strangers'."""
     role = recorder.role
-    signers = {str(s.get("keyid")) for s in document.get("signatures", ()) if isinstance(s, dict)}
+    signers, newest = _signers(document), set[str]()
     with suppress(ValueError, DeserializationError, RepositoryError, OSError):
         for delegator in _delegators(recorder.folder, role):
+            newest |= set(delegator.get_delegated_role(role).keyids)
             metadata = Metadata[Any].from_bytes(recorder.data)
             result = delegator.get_verification_result(
                 role, metadata.signed_bytes, metadata.signatures
@@ -279,11 +282,18 @@ def _unsigned(
         for path in sorted((recorder.folder / "root_history").glob("*.root.json"))
         for key in _role_keys(_parse(_read(path)), role)
     }
-    newest = _role_keys(_parse(_read(recorder.folder / "root.json")), role)
+    former |= _signers(_parse(_read(recorder.folder / f"{quote(role, '')}.json")))
     if signers & (former - newest):
         what = "is signed by a key that was revoked"
         return RevokedKeyError(place, what, PUBLISHER_FIX)
     return ArbitraryInstallationError(place, f"is signed by nobody who may ({err})", PUBLISHER_FIX)
+
+
+def _signers(document: dict[str, Any] | None) -> set[str]:
+    """Return the keys that metadata says it is signed by."""
+    signatures = (document or {}).get("signatures")
+    entries = signatures if isinstance(signatures, list) else []
+    return {str(entry.get("keyid")) for entry in entries if isinstance(entry, dict)}
 
 
 def _delegators(folder: Path, role: str) -> Iterator[Root | Targets]:
