@@ -318,18 +318,24 @@ class Server:
     """Serves what is in `files`; `requests` are the paths that were asked for, `posts` bodies."""
 
     def __init__(self, files: dict[str, bytes]) -> None:
+        self.closing = threading.Event()
+        self.reset(files)
+        self.lock = threading.Lock()
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True)
+
+    def reset(self, files: dict[str, bytes]) -> None:
+        """Serve other files, as a server does that has just started."""
+        self.closing.set()  # whoever still waits on purpose
+        self.closing = threading.Event()
         self.files, self.faults = files, list[Fault]()
         self.requests: list[str] = []
         self.ranges: list[str] = []
         self.posts: list[Any] = []
         self.post_status = 204
         self.n_bytes = 0
-        self.closing = threading.Event()
-        self.lock = threading.Lock()
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
-        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -404,7 +410,8 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
             if kind == "endless":
                 self.end_headers()
                 self.close_connection = True
-                while not server.closing.is_set():
+                closing = server.closing
+                while not closing.is_set():
                     self._write(bytes(1 << 16))
                 return
             length = len(body) if kind != "announce" else 10**9
@@ -416,9 +423,10 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
                     server.closing.wait(20)
                 self.close_connection = True
             elif kind == "drip":
+                closing = server.closing
                 for at in range(len(body)):
                     self._write(body[at : at + 1])
-                    if server.closing.wait(0.05):
+                    if closing.wait(0.05):
                         break
                 self.close_connection = True
             else:

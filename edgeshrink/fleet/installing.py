@@ -334,7 +334,7 @@ def _fill(
             part = _fetch_delta(offered, release, source, step)
             _apply(part, base, model, slot, release, facts, step)
         except (MissingFileError, _UselessDelta) as err:  # the archive has it all
-            note = f"the delta was of no use ({err.__cause__ or err})"
+            note = f"the delta was of no use ({err})"
         else:
             return "delta", ""
     part = _fetch(signed, release, source, step)
@@ -376,7 +376,7 @@ def _apply(
         try:
             apply_delta(part.read_bytes(), base, folder, release.files)
         except (DeltaError, DecompressionBombError, UnsafeArchiveError) as err:
-            raise _UselessDelta from err
+            raise _UselessDelta(str(err)) from err
         _seal(folder, release, facts)
 
 

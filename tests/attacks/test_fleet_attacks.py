@@ -132,18 +132,27 @@ def without_ledger(files: dict[str, Any]) -> dict[str, Any]:
     return {name: data for name, data in files.items() if not name.endswith("ledger.json")}
 
 
+@pytest.fixture(scope="module")
+def any_server() -> Iterator[Server]:
+    with serving({}) as running:
+        yield running
+
+
 @pytest.fixture
 def scene(
-    tmp_path: Path, origin: tuple[Repository, Path], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Scene]:
+    tmp_path: Path,
+    origin: tuple[Repository, Path],
+    any_server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Scene:
     monkeypatch.setattr(installing, "self_test", quick_self_test)
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
     repository, state = origin
     fleet = repository.fork()
-    with serving(fleet.files) as server:
-        device = Device(tmp_path, fleet.first_root, server.url)
-        shutil.copytree(state, device.state, symlinks=True)
-        yield Scene(fleet=fleet, server=server, device=device)
+    any_server.reset(fleet.files)
+    device = Device(tmp_path, fleet.first_root, any_server.url)
+    shutil.copytree(state, device.state, symlinks=True)
+    return Scene(fleet=fleet, server=any_server, device=device)
 
 
 @pytest.fixture

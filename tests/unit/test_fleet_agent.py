@@ -64,10 +64,16 @@ def fleet(first: Repository) -> Repository:
     return first.fork()
 
 
-@pytest.fixture
-def server(fleet: Repository) -> Iterator[Server]:
-    with serving(fleet.files) as running:
+@pytest.fixture(scope="module")
+def any_server() -> Iterator[Server]:
+    with serving({}) as running:
         yield running
+
+
+@pytest.fixture
+def server(any_server: Server, fleet: Repository) -> Server:
+    any_server.reset(fleet.files)
+    return any_server
 
 
 @pytest.fixture
@@ -177,7 +183,7 @@ def test_the_whole_release_is_taken_where_a_signed_delta_is_of_no_use(device, fl
     assert run.error is None
     (event,) = run.status.events
     assert event.how == "archive"
-    said = {"missing": "HTTP 404", "replace": "another model.tflite than the one installed"}
+    said = {"missing": "HTTP 404", "replace": "than the one installed"}
     assert event.reason.startswith("the delta was of no use (")
     assert said[kind] in event.reason
     assert device.content() == new
@@ -648,7 +654,10 @@ def test_one_agent_at_a_time_has_the_state_folder(device):
 ALL_STEPS = ("refreshed", *STEPS)
 
 
-@pytest.mark.parametrize("is_update", [False, True], ids=["first", "update"])
+@pytest.mark.parametrize(
+    "is_update",
+    [pytest.param(False, marks=pytest.mark.slow, id="first"), pytest.param(True, id="update")],
+)
 @pytest.mark.parametrize("step", ALL_STEPS)
 def test_after_a_loss_of_power_at_any_step_the_next_run_comes_to_the_same_end(
     device, fleet, step, is_update
