@@ -308,7 +308,10 @@ def _judge(
             if offer.state == "withdrawn":
                 reasons.append(_event(release, "withdrawn", "it was withdrawn; no successor yet"))
             continue
-        ledger = read_ledger(config.state / MODELS / release.name)
+        model = config.state / MODELS / release.name
+        ledger, running = read_ledger(model), signed_facts(model, current_slot(model))
+        if release.counter < running.get("counter", 0):
+            continue  # what came before is no news
         key = release_key(release, signed.hashes["sha256"])
         reason = why_not_offered(offer, device, time_now) or why_not_eligible(
             release, key, device, ledger

@@ -239,6 +239,18 @@ def test_the_highest_counter_on_offer_is_taken_at_once(device, fleet):
     assert device.version() == "3.0.0"
 
 
+def test_releases_that_came_before_are_no_news_however_they_are_offered(device, fleet):
+    old, new = fleet.release(V1), fleet.release(V2, version="2.0.0", counter=2)
+    fleet.offer(new)
+    fleet.publish()
+    device.run()
+    for state in ("active", "halted", "withdrawn"):
+        fleet.offer(new, {"path": old, "state": state})
+        fleet.publish()
+        assert device.run().status.events == ()
+    assert device.version() == "2.0.0"
+
+
 @pytest.mark.parametrize("keep", [1, 2, 3])
 def test_as_many_releases_stay_on_the_device_as_were_asked_for(
     tmp_path, fleet, server, quick, keep
