@@ -240,7 +240,9 @@ class Fetcher(FetcherInterface):
             if is_late.is_set() or is_read:
                 what = f"sends no answer within {patience.head_s:g} s"
                 raise SlowRetrievalError(url, what, MIRROR_FIX) from err
-            raise FetchError(url, f"can't be reached ({reason})", "") from err
+            # urllib3 puts the connection in front of what is wrong with it
+            told = str(reason).partition("): ")[2] or str(reason)
+            raise FetchError(url, f"can't be reached ({told})", "it is tried again") from err
         finally:
             timer.cancel()
         try:
