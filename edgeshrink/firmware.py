@@ -17,6 +17,7 @@ from edgeshrink.artifact import IoSpec
 from edgeshrink.budget import Budget
 from edgeshrink.codegen import Generated, Golden, generate
 from edgeshrink.costs.firmware import STACK_BYTES
+from edgeshrink.costs.memory_system import memory_system
 from edgeshrink.emulation import emulate_firmware
 from edgeshrink.errors import BudgetError, ConfigError, ModelError
 from edgeshrink.graph import Graph, layer_name
@@ -297,7 +298,10 @@ def compile_firmware(
     progress(0.2, "planning memory")
     ram = (budget or target.budget).ram_bytes
     limit = None if ram is None else max(0, ram - STACK_BYTES)
-    lowered = lower(graph, target.cpu.isa, optimize=optimize, ram_limit_bytes=limit)
+    lowered = lower(
+        graph, target.cpu.isa, optimize=optimize, ram_limit_bytes=limit,
+        flash=memory_system(target),
+    )  # fmt: skip
     progress(0.4, "asking the oracle")
     samples = list(inputs) if inputs is not None else noise(before, N_GOLDEN)
     golden = Golden(inputs=tuple(samples), outputs=oracle_outputs(data, samples, shown))

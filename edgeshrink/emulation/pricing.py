@@ -10,10 +10,12 @@ import numpy as np
 from edgeshrink.costs.application import latency
 from edgeshrink.costs.firmware import firmware_price
 from edgeshrink.costs.interpreter import interpreter_cost
+from edgeshrink.costs.memory_system import memory_system
 from edgeshrink.emulation.variations import Price
 from edgeshrink.errors import ModelError
 from edgeshrink.graph import Graph
 from edgeshrink.lowering import Optimize, lower
+from edgeshrink.lowering.waits import lowered_waiting
 from edgeshrink.target import Target
 
 VECTOR_CHANNELS: Final = 8  # XNNPACK's and ncnn's kernels compute as many outputs at a time
@@ -59,12 +61,18 @@ def application_pricing(target: Target, *, runtime: str, threads: int) -> Pricin
 def firmware_pricing(target: Target, optimize: Optimize) -> Pricing:
     """Return how our own kernels are priced on a microcontroller, before they are compiled."""
 
+    system = memory_system(target)
+
     def priced(graph: Graph) -> float:
         try:
-            lowered = lower(_with_values(graph), target.cpu.isa, optimize=optimize)
+            lowered = lower(
+                _with_values(graph), target.cpu.isa, optimize=optimize, arena_seconds=0.0,
+                flash=system,
+            )  # fmt: skip
         except ModelError:
             return 0.0  # the changed operator has no kernel
-        return firmware_price(lowered, target.cpu.core).cycles
+        found = firmware_price(lowered, target.cpu.core)
+        return found.cycles + lowered_waiting(lowered, found.op_cycles, system)
 
     return Pricing(price=priced, multiple=CORE_CHANNELS)
 

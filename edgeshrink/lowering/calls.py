@@ -79,6 +79,23 @@ class Call:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Loop:
+    """Code that runs over and over: how much of it a cache must hold, and how often it is read.
+
+    Attributes:
+        n_bytes: Of code in a turn, that of the loops inside it included.
+        turns: Of one inference, all entries together.
+        entries: How often it is entered from outside.
+        inner: The loops inside it.
+    """
+
+    n_bytes: int
+    turns: float
+    entries: float
+    inner: tuple[Loop, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Variant:
     """One way to compute an operator. Every variant of an operator gives the same bits.
 
@@ -92,6 +109,10 @@ class Variant:
         cycles: Estimated cycles on the core family it is for, to choose by.
         code_bytes: Estimated size of the code that this layer adds if it is the only one with
             these kernels; emitted kernels are not shared, others are.
+        loops: The loops of kernels that are written for one layer.
+        passes: How often an inference reads the constants of these kernels from end to end.
+        waiting: Cycles that the target's flash makes it wait, as estimated before there is any
+            code (`waits.variant_waiting`); 0 where nothing is known of that flash.
     """
 
     name: str
@@ -100,6 +121,14 @@ class Variant:
     alias: Mapping[int, int] = field(default_factory=dict)
     cycles: float = 0.0
     code_bytes: int = 0
+    loops: tuple[Loop, ...] = ()
+    passes: float = 1.0
+    waiting: float = 0.0
+
+    @property
+    def time_cycles(self) -> float:
+        """Cycles on the target: those of the core, and those that it waits."""
+        return self.cycles + self.waiting
 
     @property
     def scratch_bytes(self) -> int:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from edgeshrink.lowering.calls import (
     Call,
     ConstArg,
+    Loop,
     ScratchArg,
     StructArg,
     TensorArg,
@@ -26,20 +27,24 @@ from edgeshrink.lowering.conv_layer import (
 )
 from edgeshrink.lowering.emit_m4 import (
     MAX_OFFSET,
+    TURNS,
     Block,
     Requantization,
     block_bytes,
     block_cycles,
+    block_loop,
     block_stream,
     emit,
     padded_pairs,
     requantization,
     with_pixels,
+    with_turns,
 )
 from edgeshrink.lowering.emit_pairs import (
     emit_pairs,
     pairs_bytes,
     pairs_cycles,
+    pairs_loops,
     pairs_stream,
     plane_columns,
 )
@@ -57,25 +62,40 @@ def block_variants(conv: Conv, stem: str = "es_conv_s8") -> list[Variant]:
     scales = requantization(conv.multiplier, conv.shift, s["y_zero"], reach)
     if scales is None or conv.groups > 1 or s["y_c"] < 2:
         return []
-    found = [_by_columns(conv, scales, stem)]
-    if s["x_c"] % 4 == 0 and s["k_h"] * s["k_w"] > 1 and s["dilation_h"] == s["dilation_w"] == 1:
-        found.append(_by_rows(conv, scales, stem))
-    return [v for v in found if v is not None]
+    has_rows = s["x_c"] % 4 == 0 and s["k_h"] * s["k_w"] > 1
+    has_rows = has_rows and s["dilation_h"] == s["dilation_w"] == 1
+    found = _by_columns(conv, scales, stem)
+    return found + _by_rows(conv, scales, stem) if has_rows else found
 
 
-def _by_columns(conv: Conv, scales: Requantization, stem: str) -> Variant | None:
+def _by_columns(conv: Conv, scales: Requantization, stem: str) -> list[Variant]:
     is_pointwise = _is_pointwise(conv.shape)
     conv = _as_one_row(conv) if is_pointwise else conv
     s = conv.shape
     k, pixels = s["k_h"] * s["k_w"] * s["x_c"], s["y_h"] * s["y_w"]
-    pairs = padded_pairs(-(-k // 2), min(4, pixels))
-    block = Block(
+    found: dict[Block, Variant] = {}
+    for most_pairs in TURNS:
+        block = _column_block(conv, k, pixels, most_pairs)
+        if block.fits and block not in found:
+            found[block] = _with_columns(conv, scales, stem, block, is_pointwise=is_pointwise)
+    return list(found.values())
+
+
+def _column_block(conv: Conv, k: int, pixels: int, most_pairs: int) -> Block:
+    s = conv.shape
+    pairs = padded_pairs(-(-k // 2), min(4, pixels), most_pairs)
+    return with_turns(Block(
         channels=4 if pixels == 1 and s["y_c"] >= 4 else 2, pixels=min(4, pixels),
         runs=1, pairs=pairs, run_pitch=0,
         pixel_pitch=2 * pairs, n_out=s["y_c"], y_min=s["y_min"], y_max=s["y_max"],
-    )  # fmt: skip
-    if not block.fits:
-        return None
+    ), most_pairs)  # fmt: skip
+
+
+def _with_columns(
+    conv: Conv, scales: Requantization, stem: str, block: Block, *, is_pointwise: bool
+) -> Variant:
+    s = conv.shape
+    k, pixels, pairs = s["k_h"] * s["k_w"] * s["x_c"], s["y_h"] * s["y_w"], block.pairs
     in_fours = s["k_w"] * s["x_c"] % 4 == 0
     values = conv.weights.reshape(s["y_c"], k)
     if in_fours:
@@ -97,7 +117,7 @@ def _by_columns(conv: Conv, scales: Requantization, stem: str) -> Variant | None
         body=body,
         distance=pixel_distance(conv, np.arange(0, pixels, 4)),
         per_image=pixels // 4 * block_cycles(block) + pixels * per_pixel,
-        n_rests=1,
+        n_fours=pixels // 4, n_rests=1, n_turns=-(-pixels // 4),
         outer_bytes=250 if is_pointwise else 700,
     )  # fmt: skip
 
@@ -117,29 +137,32 @@ def _as_one_row(conv: Conv) -> Conv:
     return replace(conv, shape={**s, **row})
 
 
-def _by_rows(conv: Conv, scales: Requantization, stem: str) -> Variant | None:
+def _by_rows(conv: Conv, scales: Requantization, stem: str) -> list[Variant]:
     s = conv.shape
     columns = (s["y_w"] - 1) * s["stride_w"] + s["k_w"]
     run = s["k_w"] * s["x_c"]
-    block = Block(
+    whole = Block(
         channels=2, pixels=min(4, s["y_w"]), runs=s["k_h"], pairs=run // 2,
         run_pitch=columns * s["x_c"], pixel_pitch=s["stride_w"] * s["x_c"], n_out=s["y_c"],
         y_min=s["y_min"], y_max=s["y_max"],
     )  # fmt: skip
-    if not block.fits:
-        return None
     values = conv.weights.reshape(s["y_c"], -1, 4)[:, :, _WIDENED].reshape(s["y_c"], -1)
     kept = max(0, s["k_h"] - s["stride_h"]) * columns * s["x_c"]
     new = min(s["k_h"], s["stride_h"]) * columns * s["x_c"]
-    return _block_variant(
-        conv, stem, "by rows", block, s["y_w"] % 4, values, scales,
-        scratch=2 * s["k_h"] * columns * s["x_c"],
-        body="es_conv_by_rows(&s, x, stream, scratch, y, {four}, {rest});",
-        distance=row_distance(conv),
-        per_image=s["y_h"] * (s["y_w"] // 4 * block_cycles(block) + kept * 1.5 + new * 2.75 + 100),
-        n_rests=s["y_h"],
-        outer_bytes=500,
-    )  # fmt: skip
+    widening = kept * 1.5 + new * 2.75 + 100
+    blocks = dict.fromkeys(with_turns(whole, most_pairs) for most_pairs in TURNS)
+    return [
+        _block_variant(
+            conv, stem, "by rows", block, s["y_w"] % 4, values, scales,
+            scratch=2 * s["k_h"] * columns * s["x_c"],
+            body="es_conv_by_rows(&s, x, stream, scratch, y, {four}, {rest});",
+            distance=row_distance(conv),
+            per_image=s["y_h"] * (s["y_w"] // 4 * block_cycles(block) + widening),
+            n_fours=s["y_h"] * (s["y_w"] // 4), n_rests=s["y_h"], n_turns=s["y_h"],
+            outer_bytes=500,
+        )
+        for block in blocks if block.fits
+    ]  # fmt: skip
 
 
 def _block_variant(
@@ -155,14 +178,21 @@ def _block_variant(
     body: str,
     distance: int,
     per_image: float,
+    n_fours: int,
     n_rests: int,
+    n_turns: int,
     outer_bytes: int,
 ) -> Variant:
     s = conv.shape
     blocks = [block] if block.pixels == 4 else []
+    calls = [n_fours] if block.pixels == 4 else []
     if n_rest:
         blocks.append(with_pixels(block, n_rest))
+        calls.append(n_rests)
         per_image += n_rests * block_cycles(blocks[-1])
+    code = sum(block_bytes(b) for b in blocks)
+    looped = code + _OUTER_LOOP[name]
+    inner = tuple(block_loop(b, s["batches"] * n) for b, n in zip(blocks, calls, strict=True))
     shape = f"{s['k_h']}x{s['k_w']}x{s['x_c']}_{s['y_c']}"
     emitted = emit(f"{stem}_{shape}", blocks, s, body, f"{name}, {_sizes(s)}")
     stream = block_stream(values.reshape(s["y_c"], -1, 2), bias_of(conv), scales, block.channels)
@@ -182,7 +212,9 @@ def _block_variant(
         ),
         overlaps={conv.x: distance},
         cycles=s["batches"] * per_image,
-        code_bytes=outer_bytes + sum(block_bytes(b) for b in blocks),
+        code_bytes=code + outer_bytes,
+        loops=(Loop(n_bytes=looped, turns=s["batches"] * n_turns, entries=1, inner=inner),),
+        passes=s["batches"] * sum(calls),
     )
 
 
@@ -228,10 +260,14 @@ def pairs_variants(conv: Conv) -> list[Variant]:
             overlaps={conv.x: pair_distance(conv)},
             cycles=s["batches"] * steps * (s["x_c"] * per_channel + 150),
             code_bytes=pairs_bytes(s["y_w"], stride),
+            loops=pairs_loops(s["y_w"], stride, s["batches"] * steps, s["x_c"], same=same),
+            passes=s["batches"] * steps,
         )
     ]
 
 
+# Code that runs between two calls of a block, as compiled.
+_OUTER_LOOP: Final = {"by pixels": 280, "by columns": 450, "by rows": 850}
 _WIDENED: Final = [0, 2, 1, 3]  # the order in which es_widen leaves four values
 
 

@@ -11,13 +11,14 @@ import hashlib
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from edgeshrink.lowering.calls import Emitted
+from edgeshrink.lowering.calls import Emitted, Loop
 
 PARAMETERS: Final = "const int8_t *x, const int32_t *stream, int16_t *scratch, int8_t *y"
 GUARD: Final = "#if defined(__ARM_FEATURE_DSP) && defined(__thumb2__) && defined(__GNUC__)"
@@ -27,12 +28,19 @@ _MOST_UNROLLED: Final = 32  # pairs in a row without a loop, 44 to 60 bytes of c
 # Pairs in a turn of a loop, which itself takes 7 cycles: a pair takes 17 for four pixels, and 12
 # for one.
 _MOST_LOOPED: Final = {4: 24, 3: 24, 2: 32, 1: 32}
+# Shorter turns, for targets whose cache of code is small; 0: the above.
+TURNS: Final = (0, 16, 12, 8, 4)
+_AROUND_BYTES: Final = 80  # of a block's code outside of its loop over channels
 _MAX_SHIFT: Final = 22  # 2^n * (zero point + 1/2) and a product of 2^30 fit int32 together
 
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """A block of `es_blocks.h`: channels x pixels at a time, as the fields of `es_block` say."""
+    """A block of `es_blocks.h`: channels x pixels at a time, as the fields of `es_block` say.
+
+    `most_pairs`, which is no field of it, limits the pairs in a turn of the inner loop, and with
+    them its code (`with_turns`); 0: what takes the fewest cycles.
+    """
 
     channels: int
     pixels: int
@@ -43,17 +51,21 @@ class Block:
     n_out: int
     y_min: int
     y_max: int
+    most_pairs: int = 0
 
     @property
     def is_looped(self) -> bool:
         """Whether there is a loop over values; a few are multiplied in a row."""
         reach = 2 * (self.runs - 1) * self.run_pitch + 2 * (self.pixels - 1) * self.pixel_pitch
-        return self.runs * self.pairs > _MOST_UNROLLED or reach + 4 * self.pairs > MAX_OFFSET
+        most = self.most_pairs or _MOST_UNROLLED
+        return self.runs * self.pairs > most or reach + 4 * self.pairs > MAX_OFFSET
 
     @property
     def unroll(self) -> int:
         """Pairs in a turn of the inner loop: a divisor of `pairs`."""
-        return unroll(self.pairs, self.pixels) if self.is_looped else self.pairs
+        if not self.is_looped:
+            return self.pairs
+        return unroll(self.pairs, self.pixels, self.most_pairs)
 
     @property
     def fits(self) -> bool:
@@ -67,17 +79,25 @@ class Block:
         )
 
 
-def unroll(pairs: int, pixels: int) -> int:
+_C_FIELDS: Final = tuple(f.name for f in fields(Block) if f.name != "most_pairs")
+
+
+def unroll(pairs: int, pixels: int, most_pairs: int = 0) -> int:
     """Return the largest divisor of `pairs` that makes a loop of reasonable size."""
-    return max(n for n in range(1, min(_MOST_LOOPED[pixels], pairs) + 1) if pairs % n == 0)
+    most = min(most_pairs or _MOST_LOOPED[pixels], pairs)
+    return max(n for n in range(1, most + 1) if pairs % n == 0)
 
 
-def padded_pairs(pairs: int, pixels: int) -> int:
+def padded_pairs(pairs: int, pixels: int, most_pairs: int = 0) -> int:
     """Return how many pairs, a few of them zeros, take the least time."""
-    if pairs <= _MOST_UNROLLED:
+    if pairs <= (most_pairs or _MOST_UNROLLED):
         return pairs
     pair = 5 + 3 * pixels
-    return min(range(pairs, pairs + 8), key=lambda n: pair * n + 7 * (n // unroll(n, pixels)))
+
+    def time(n: int) -> int:
+        return pair * n + 7 * (n // unroll(n, pixels, most_pairs))
+
+    return min(range(pairs, pairs + 8), key=time)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,13 +352,44 @@ def with_pixels(block: Block, pixels: int) -> Block:
     return replace(block, pixels=pixels)
 
 
+def with_turns(block: Block, most_pairs: int) -> Block:
+    """Return the block with so many pairs in a turn at most; the same where that limits nothing."""
+    limited = replace(block, most_pairs=most_pairs)
+    if (limited.unroll, limited.is_looped) == (block.unroll, block.is_looped):
+        return block
+    return replace(block, most_pairs=limited.unroll)
+
+
+def block_loop(block: Block, calls: float) -> Loop:
+    """Return the loop over channels of `block_assembly`, which is called `calls` times."""
+    groups = calls * len(group_starts(block.n_out, block.channels))
+    inner: tuple[Loop, ...] = ()
+    if block.is_looped:
+        turn = 4 * len(_turn(block))
+        runs = groups * block.runs
+        if block.pairs > block.unroll:
+            turns = runs * (block.pairs // block.unroll)
+            inner = (Loop(n_bytes=turn + 16, turns=turns, entries=runs),)
+        if block.runs > 1:
+            inner = (Loop(n_bytes=turn + 40, turns=runs, entries=groups, inner=inner),)
+    body = block_bytes(block) - _AROUND_BYTES
+    return Loop(n_bytes=body, turns=groups, entries=calls, inner=inner)
+
+
+@cache
+def _turn(block: Block) -> tuple[str, ...]:
+    """Return the code of one turn of the innermost loop."""
+    c, p = block.channels, block.pixels
+    acc = [[_REGISTERS[i * p + j] for j in range(p)] for i in range(c)]
+    return tuple(_pairs(block, acc, _REGISTERS[c * p :], range(block.unroll), 0, first=False))
+
+
+@cache
 def block_cycles(block: Block) -> float:
     """Return the cycles of one call of `block_assembly`, by the timing table of Cortex-M4."""
     c, p = block.channels, block.pixels
-    acc = [[_REGISTERS[i * p + j] for j in range(p)] for i in range(c)]
-    free = _REGISTERS[c * p :]
     turns = block.runs * block.pairs / block.unroll
-    turn = cycles(_pairs(block, acc, free, range(block.unroll), 0, first=False))
+    turn = cycles(_turn(block))
     loops = 0.0
     if block.is_looped:
         inner = block.pairs > block.unroll
@@ -362,6 +413,7 @@ def cycles(lines: Sequence[str]) -> float:
     return total
 
 
+@cache
 def block_bytes(block: Block) -> int:
     """Return the size of `block_assembly`, about: all but a few instructions take 4 bytes."""
     return 4 * (len(block_assembly(block, "f").splitlines()) - 12)
@@ -379,8 +431,8 @@ def emit(
         body: The call of the outer loop, with `{four}` and `{rest}` for the blocks' names.
         what: For the comment.
     """
-    fields = ", ".join(str(value) for value in shape.values())
-    key = hashlib.sha256(repr((blocks, fields, body)).encode()).hexdigest()[:6]
+    sizes = ", ".join(str(value) for value in shape.values())
+    key = hashlib.sha256(repr((blocks, sizes, body)).encode()).hexdigest()[:6]
     name = f"{stem}_{key}__dsp"
     names = [f"{name}_{b.pixels}" for b in blocks]
     arguments = "const int16_t *x, const int32_t *stream, int8_t *y"
@@ -401,13 +453,13 @@ def emit(
         lines.append(block_assembly(block, block_name))
     lines.append("#else")
     for block, block_name in zip(blocks, names, strict=True):
-        values = ", ".join(str(value) for value in vars(block).values())
+        values = ", ".join(str(getattr(block, name)) for name in _C_FIELDS)
         lines += wrapped(f"static void {block_name}({arguments}) {{")
         lines += wrapped(f"const es_block block = {{{values}}};", "  ")
         lines += ["  es_block_c(&block, x, stream, y);", "}"]
     lines += ["#endif", "", *wrapped(f"{prototype} {{")]
     if "&s" in body:
-        lines += wrapped(f"static const es_conv_shape s = {{{fields}}};", "  ")
+        lines += wrapped(f"static const es_conv_shape s = {{{sizes}}};", "  ")
     lines += wrapped(body.format(four=names[0], rest=names[-1]), "  ")
     lines += ["}", "", "ES_END", ""]
     return name, Emitted(text="\n".join(lines), parameters=PARAMETERS)

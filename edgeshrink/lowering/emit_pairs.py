@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from edgeshrink.lowering.calls import Emitted
+from edgeshrink.lowering.calls import Emitted, Loop
 from edgeshrink.lowering.emit_m4 import Requantization, clamp, cycles, function, wrapped
 
 PARAMETERS: Final = (
@@ -19,6 +19,7 @@ _GUARD: Final = (
 )
 _MIDDLE, _LAST = ("r0", "r1", "r2"), ("r3", "r4", "r5")  # weights (top, middle), (middle, bottom)
 # One-cycle spill slots: what a channel needs at every output, and what the outer loop keeps.
+_AROUND_BYTES: Final = 1300  # of code that widens two rows, as compiled
 _BIAS, _MULTIPLIER, _CONSTANT, _SHIFT, _Y, _P, _END = (f"s{i}" for i in range(7))
 _CHANNELS, _ROW, _PLANE, _STREAM, _Y_CHANNEL, _Y_END = (f"s{i}" for i in range(7, 13))
 
@@ -103,11 +104,33 @@ def pairs_cycles(y_w: int, stride: int, limits: tuple[int, int], *, same: bool) 
 def pairs_bytes(y_w: int, stride: int) -> int:
     """Return the size of the assembly and the outer loop, about."""
     return (
-        1300
+        _AROUND_BYTES
         + 2
         * len(_assembly("f", y_w, stride, (-128, 127), same=True, is_odd=False).splitlines())
         * 4
     )
+
+
+def pairs_loops(
+    y_w: int, stride: int, calls: int, channels: int, *, same: bool
+) -> tuple[Loop, ...]:
+    """Return the loops of a kernel whose assembly is called so many times."""
+    lines = len(_assembly("f", y_w, stride, (-128, 127), same=same, is_odd=False).splitlines())
+    half = 4 * (lines - 12)
+    columns, turns = 0, 0
+    if stride == 2:
+        columns, turns = 4 * (len(_wide_step("r12", 8, (-128, 127), is_odd=False)) + 2), y_w
+    elif y_w >= 8:
+        three = (_column(j, range(y_w), y_w, 8, (-128, 127), is_odd=False) for j in (2, 3, 4))
+        columns, turns = 4 * (sum(map(len, three)) + 3), (y_w - 2) // 3
+    inner: tuple[Loop, ...] = ()
+    if turns:
+        entries = calls * channels
+        inner = (Loop(n_bytes=columns, turns=entries * turns, entries=entries),)
+    of_channels = Loop(n_bytes=half, turns=calls * channels, entries=calls, inner=inner)
+    # Both halves take turns, so the cache has to hold both.
+    whole = _AROUND_BYTES + 2 * half
+    return (Loop(n_bytes=whole, turns=calls / 2, entries=1, inner=(of_channels,)),)
 
 
 def _assembly(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from edgeshrink.arena import Block, Overlap, order_for_memory, plan_arena
+from edgeshrink.costs.memory_system import MemorySystem
 from edgeshrink.errors import ModelError
 from edgeshrink.graph import Graph, Op, Tensor
 from edgeshrink.lowering.calls import Lowered, Optimize, Place, Step, Variant
@@ -20,6 +21,7 @@ from edgeshrink.lowering.variables import (
     lower_variable_op,
     variables,
 )
+from edgeshrink.lowering.waits import variant_waiting
 from edgeshrink.passes.check import check_graph
 
 ALIGN: Final = 16  # of every buffer: what the widest load of any kernel wants
@@ -45,6 +47,7 @@ def lower(
     optimize: Optimize = "latency",
     ram_limit_bytes: int | None = None,
     arena_seconds: float = 5.0,
+    flash: MemorySystem | None = None,
 ) -> Lowered:
     """Choose a kernel for every operator, order the operators, and plan the memory.
 
@@ -56,6 +59,7 @@ def lower(
         ram_limit_bytes: Arena and state must fit where they can: kernels at the peak of memory
             give way to smaller ones until they do.
         arena_seconds: Spent on proving the arena's size at most; 0: greedy placements alone.
+        flash: The target's (`costs.memory_system`): what kernels wait for it counts as their time.
 
     Raises:
         ModelError: an operator, type or version is not supported (index, kind, layer, remedy).
@@ -66,7 +70,7 @@ def lower(
     folders = kernel_folders(isa)
     main = [op for op in graph.ops if op.index not in init_ops]
     order = _order(graph, main)
-    options = {op.index: _variants(graph, op, folders) for op in graph.ops}
+    options = {op.index: _variants(graph, op, folders, flash) for op in graph.ops}
     chosen = _choose(options, optimize, graph)
     lowered = _planned(graph, order, init_ops, chosen, optimize, arena_seconds)
     if optimize == "ram":
@@ -96,9 +100,9 @@ def _faster(
 
     Memory counts at its peak alone, so operators elsewhere need not save any.
     """
-    for op in sorted(graph.ops, key=lambda op: -chosen[op.index].cycles):
-        for variant in sorted(options[op.index], key=lambda v: v.cycles):
-            if variant.cycles >= chosen[op.index].cycles:
+    for op in sorted(graph.ops, key=lambda op: -chosen[op.index].time_cycles):
+        for variant in sorted(options[op.index], key=lambda v: v.time_cycles):
+            if variant.time_cycles >= chosen[op.index].time_cycles:
                 break
             before = chosen[op.index]
             chosen[op.index] = variant
@@ -144,10 +148,17 @@ def _check_tensor(tensor: Tensor, where: str) -> None:
         raise ModelError(where, f"has {name} of shape {tensor.shape}", "leave empty tensors out")
 
 
-def _variants(graph: Graph, op: Op, folders: tuple[str, ...]) -> tuple[Variant, ...]:
+def _variants(
+    graph: Graph, op: Op, folders: tuple[str, ...], flash: MemorySystem | None
+) -> tuple[Variant, ...]:
     if op.kind in VARIABLE_KINDS:
         return lower_variable_op(graph, op)
-    return tuple(_detached(graph, v) for v in LOWERINGS[op.kind](graph, op, folders))
+    found = tuple(_detached(graph, v) for v in LOWERINGS[op.kind](graph, op, folders))
+    if flash is None or len(found) < 2:
+        return found
+    return tuple(
+        replace(v, waiting=variant_waiting(graph, op, v, flash, is_first=False)) for v in found
+    )
 
 
 def _detached(graph: Graph, variant: Variant) -> Variant:
@@ -199,10 +210,10 @@ def _choose(
 ) -> dict[int, Variant]:
     ops = {op.index: op for op in graph.ops}
     if optimize == "latency":
-        return {i: min(vs, key=lambda v: v.cycles) for i, vs in options.items()}
+        return {i: min(vs, key=lambda v: v.time_cycles) for i, vs in options.items()}
     if optimize == "ram":
         return {
-            i: min(vs, key=lambda v: (_memory(graph, ops[i], v), v.cycles))
+            i: min(vs, key=lambda v: (_memory(graph, ops[i], v), v.time_cycles))
             for i, vs in options.items()
         }
     return _smallest(options, graph)
@@ -215,7 +226,7 @@ def _smallest(options: Mapping[int, tuple[Variant, ...]], graph: Graph) -> dict[
     change to it together, as long as anything gets better.
     """
     own = {
-        id(v): v.constant_bytes + _constant_tensor_bytes(graph, v) + v.cycles / CYCLES_PER_BYTE
+        id(v): v.constant_bytes + _constant_tensor_bytes(graph, v) + v.time_cycles / CYCLES_PER_BYTE
         for vs in options.values()
         for v in vs
     }

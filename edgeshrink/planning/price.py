@@ -11,13 +11,13 @@ import numpy as np
 from edgeshrink.budget import Budget
 from edgeshrink.costs.application import latency
 from edgeshrink.costs.firmware import STACK_BYTES, FirmwarePrice, firmware_price
-from edgeshrink.costs.firmware_waits import ERROR as WAITING_ERROR
-from edgeshrink.costs.firmware_waits import step_waiting
 from edgeshrink.costs.memory_system import memory_system
 from edgeshrink.costs.microcontroller import time_figures
 from edgeshrink.costs.work import graph_macs
 from edgeshrink.graph import Graph
 from edgeshrink.lowering import Lowered, Optimize, lower
+from edgeshrink.lowering.waits import ERROR as WAITING_ERROR
+from edgeshrink.lowering.waits import lowered_waiting
 from edgeshrink.passes import run_passes
 from edgeshrink.profile import Figure, Overrun, exact, overruns
 from edgeshrink.target import Target
@@ -109,8 +109,9 @@ def _lowered_price(graph: Graph, target: Target, optimize: Optimize, budget: Bud
     ram = budget.ram_bytes
     limit = None if ram is None else max(0, ram - STACK_BYTES)
     lowered = lower(
-        graph, target.cpu.isa, optimize=optimize, ram_limit_bytes=limit, arena_seconds=0.0
-    )
+        graph, target.cpu.isa, optimize=optimize, ram_limit_bytes=limit, arena_seconds=0.0,
+        flash=memory_system(target),
+    )  # fmt: skip
     found = firmware_price(lowered, target.cpu.core)
     return Price(
         optimize=optimize,
@@ -133,11 +134,7 @@ def _weights(graph: Graph) -> int:
 
 
 def _firmware_figures(found: FirmwarePrice, lowered: Lowered, target: Target) -> dict[str, Figure]:
-    system = memory_system(target)
-    waiting = 0.0
-    if system is not None:
-        pairs = zip(lowered.steps, found.op_cycles, strict=True)
-        waiting = sum(step_waiting(lowered.graph, step, took, system) for step, took in pairs)
+    waiting = lowered_waiting(lowered, found.op_cycles, memory_system(target))
     measured = "" if found.core == target.cpu.core else f"; as measured on {found.core}"
     figures = {
         "flash_bytes": _figure(
