@@ -47,6 +47,7 @@ class Float:
     task: str
     settings: tuple[tuple[str, str], ...]
     seed: int = 0
+    teacher: Float | None = None  # of its recipes that distil; None: the float model itself
 
     def load(self, data: Path) -> Task:
         folder = str(EXAMPLES / self.task)
@@ -67,10 +68,16 @@ class Case:
 
 def cases() -> list[Case]:
     """Return all cases, those that the tables need first in front."""
+    resnet56 = Float(
+        name="resnet56",
+        task="cifar10",
+        settings=(("model", "resnet56"), ("epochs", "4"), ("precision", "bfloat16")),
+    )
     resnet20 = Float(
         name="resnet20",
         task="cifar10",
         settings=(("model", "resnet20"), ("epochs", "24"), ("precision", "bfloat16")),
+        teacher=resnet56,
     )
     found = [Case(base=resnet20, recipe=r) for r in ("resnet20-2.5x", "resnet20-4x", "ptq")]
     keywords = Float(name="keywords", task="keywords", settings=())
@@ -89,6 +96,7 @@ def cases() -> list[Case]:
             task="cifar10",
             settings=(("model", "resnet8"), ("epochs", "12"), ("precision", "bfloat16")),
             seed=seed,
+            teacher=replace(resnet20, teacher=None),
         )
         for recipe in ("ptq", "resnet8-qat", "resnet8-half-kd", "resnet8-half"):
             found.append(Case(base=base, recipe=recipe))
@@ -107,9 +115,12 @@ def run(case: Case, runs: Path, data: Path) -> dict[str, Any]:
         if found["recipe"] == recipe.read_text():
             return found
     task, baseline = trained(case.base, runs, data)
+    task = replace(task, training=None)
+    if case.base.teacher is not None and 'distill = "soft"' in recipe.read_text():
+        task = replace(task, teacher=trained(case.base.teacher, runs, data)[0].model)
     start_s = time.monotonic()
     built = build(
-        replace(task, training=None),
+        task,
         load_target("rpi4"),
         recipe=read_recipe(recipe),
         budget=Budget(),

@@ -100,6 +100,9 @@ class Training:
     patience: int = 0  # epochs without a better score before it stops; 0: never
     # bfloat16: products, on hardware that has them half the time; weights and losses stay float32.
     precision: Literal["float32", "bfloat16"] = "float32"
+    # The weights of the epoch with the best score on `validation`, or of the last epoch: for models
+    # that have seen the validation data before, where that score would choose the first epochs.
+    keep: Literal["best", "last"] = "best"
 
 
 @dataclass(frozen=True, kw_only=True)

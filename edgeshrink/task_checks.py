@@ -20,6 +20,11 @@ from edgeshrink.task import SPLITS, Metric, Split, Task, Training
 from edgeshrink.user_code import UserCode
 
 ARRAY_KINDS = "fiub"  # kinds of numpy types that a model takes
+TRAINING_CHOICES = {
+    "optimizer": ("adamw", "sgd"),
+    "precision": ("float32", "bfloat16"),
+    "keep": ("best", "last"),
+}
 
 
 def check_task(task: Any, where: str, *, folder: Path | None) -> Task:
@@ -111,9 +116,13 @@ def _check_training(training: Any, where: str) -> None:
         ("ema", 0, 0.99999),
         ("patience", 0, 1_000_000),
     )
-    if training.optimizer not in ("adamw", "sgd"):
-        fault = f"training.optimizer is {training.optimizer!r}"
-        raise ConfigError(where, fault, "it must be 'adamw' or 'sgd'")
+    for name, choices in TRAINING_CHOICES.items():
+        if getattr(training, name) not in choices:
+            fault = f"training.{name} is {getattr(training, name)!r}"
+            raise ConfigError(where, fault, f"it must be {choices[0]!r} or {choices[1]!r}")
+    if training.patience and training.keep == "last":
+        fault = "training has patience, and keeps the last epoch whatever its score"
+        raise ConfigError(where, fault, "set patience = 0, or keep = 'best'")
     for name, low, high in limits:
         value = getattr(training, name)
         is_whole = name in ("epochs", "patience")

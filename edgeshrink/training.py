@@ -69,7 +69,8 @@ def train(
 ) -> Fitted:
     """Train the task's model in place as its `training` says, on its `train` split.
 
-    Keeps the epoch that scores best on `validation`, where the task has a score.
+    Keeps the epoch that scores best on `validation` where the task has a score and its `training`
+    doesn't say otherwise.
 
     Raises:
         ConfigError: The task's own code raises, or `checkpoints` holds those of something else.
@@ -80,8 +81,9 @@ def train(
             f"task {task.name!r}", "has no training or no loss", "there is nothing to do"
         )
     return retrain(
-        task.model, task, task.training, seed=seed, progress=progress, checkpoints=checkpoints
-    )
+        task.model, task, task.training,
+        seed=seed, progress=progress, checkpoints=checkpoints, keep=task.training.keep,
+    )  # fmt: skip
 
 
 def retrain(

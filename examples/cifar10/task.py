@@ -21,15 +21,19 @@ MEAN = np.array([0.485, 0.456, 0.406], np.float32)[:, None, None]  # of ImageNet
 DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)[:, None, None]  # checkpoint expects
 N_VALIDATION = 5000
 N_CALIBRATION = 256
-CHECKPOINT = "akamaster_resnet20-12fca82f.th"
+CHECKPOINTS = {
+    "resnet20": "akamaster_resnet20-12fca82f.th",
+    "resnet56": "akamaster_resnet56-4bfd9763.th",
+}
 
 
 def build(
     *,
     data: Path | None,
     seed: int,
-    model: Literal["resnet8", "resnet20"] = "resnet8",
+    model: Literal["resnet8", "resnet20", "resnet56"] = "resnet8",
     checkpoint: Path | None = None,
+    teacher: Path | None = None,
     epochs: int | None = None,
     precision: Literal["float32", "bfloat16"] = "float32",
 ) -> Task:
@@ -38,14 +42,15 @@ def build(
     Args:
         data: Folder with `cifar-10-batches-py` or `cifar10_jpeg.npz`.
         seed: Chooses the 5,000 training images that are held out for validation.
-        model: MLPerf Tiny's ResNet-8, trained here; or ResNet-20, from a checkpoint.
-        checkpoint: Weights of ResNet-20; left out, looked for in the data folder.
-        epochs: Of training; left out, 10 of ResNet-8, and none of ResNet-20.
+        model: MLPerf Tiny's ResNet-8, trained here; or a larger one, from a checkpoint.
+        checkpoint: Weights of ResNet-20 or -56; left out, looked for in the data folder.
+        teacher: Weights of a ResNet-20 or -56 that recipes distil from; left out, from the model.
+        epochs: Of training; left out, 10 of ResNet-8, and none of the others.
         precision: Of training: bfloat16 takes half the time where the processor has it.
     """
     train, train_labels, test, test_labels = read_images(data)
     if epochs is None:
-        epochs = 0 if model == "resnet20" else 10
+        epochs = 10 if model == "resnet8" else 0
     order = np.random.default_rng(seed).permutation(len(train_labels))
     held_out, rest = order[:N_VALIDATION], order[N_VALIDATION:]
     splits = {
@@ -63,24 +68,24 @@ def build(
         hits = [predict(*inputs).argmax(axis=1) == targets for inputs, targets in splits[split]]
         return float(np.concatenate(hits).mean())
 
-    if model == "resnet20":
-        names = (CHECKPOINT, f"../models/{CHECKPOINT}")
-        weights = checkpoint or find_data(
-            names,
-            data,
-            what="the ResNet-20 checkpoint",
-            where_from="https://github.com/akamaster/pytorch_resnet_cifar10 (pretrained_models)",
-        )
-        net = read_resnet20(weights)
-        training = Training(
-            epochs=epochs, optimizer="sgd", learning_rate=0.03, weight_decay=5e-4, ema=0.998,
-            precision=precision,
-        )  # fmt: skip
-    else:
+    net: nn.Module
+    if model == "resnet8":
         net = ResNet8()
         training = Training(
             epochs=epochs, learning_rate=4e-3, weight_decay=5e-3, precision=precision
         )
+    else:
+        weights = checkpoint or find_data(
+            (CHECKPOINTS[model], f"../models/{CHECKPOINTS[model]}"),
+            data,
+            what=f"the {model.replace('resnet', 'ResNet-')} checkpoint",
+            where_from="https://github.com/akamaster/pytorch_resnet_cifar10 (pretrained_models)",
+        )
+        net = read_resnet(weights)
+        training = Training(  # the checkpoints have seen the validation images: no epoch is chosen
+            epochs=epochs, optimizer="sgd", learning_rate=0.03, weight_decay=5e-4, ema=0.998,
+            precision=precision, keep="last",
+        )  # fmt: skip
     return Task(
         model=net,
         example_inputs=(torch.from_numpy(normalise(test(0)[None])),),
@@ -88,6 +93,7 @@ def build(
         evaluate=evaluate,
         loss=nn.functional.cross_entropy,
         training=training if epochs else None,
+        teacher=None if teacher is None else read_resnet(teacher),
     )
 
 
@@ -239,15 +245,19 @@ class Subsample(nn.Module):
         return functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.before, self.after))
 
 
-class ResNet20(nn.Module):
-    """He et al. (2016), section 4.2; names as in the published checkpoint."""
+class ResNet(nn.Module):
+    """He et al. (2016), section 4.2; names as in the published checkpoints.
 
-    def __init__(self) -> None:
+    Args:
+        n_blocks: In each of the three stacks: 3 are ResNet-20, 9 are ResNet-56.
+    """
+
+    def __init__(self, n_blocks: int) -> None:
         super().__init__()
         self.conv1, self.bn1 = conv(3, 16), nn.BatchNorm2d(16)
-        self.layer1 = stack(16, 16)
-        self.layer2 = stack(16, 32)
-        self.layer3 = stack(32, 64)
+        self.layer1 = stack(16, 16, n_blocks)
+        self.layer2 = stack(16, 32, n_blocks)
+        self.layer3 = stack(32, 64, n_blocks)
         self.linear = nn.Linear(64, 10)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -257,16 +267,17 @@ class ResNet20(nn.Module):
         return self.linear(x.mean(dim=(2, 3)))
 
 
-def stack(n_in: int, n_out: int) -> nn.Sequential:
-    """Return three blocks; the first one halves the size where it adds channels."""
+def stack(n_in: int, n_out: int, n_blocks: int) -> nn.Sequential:
+    """Return blocks; the first one halves the size where it adds channels."""
     first = Block(n_in, n_out, 2, Subsample(n_out - n_in)) if n_out > n_in else None
-    rest = [Block(n_out, n_out, 1, nn.Identity()) for _ in range(2 if first else 3)]
+    rest = [Block(n_out, n_out, 1, nn.Identity()) for _ in range(n_blocks - bool(first))]
     return nn.Sequential(*([first] if first else []), *rest)
 
 
-def read_resnet20(path: Path) -> ResNet20:
-    """Return ResNet-20 with the weights of a checkpoint; nothing in the file is executed."""
-    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    model = ResNet20()
-    model.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
+def read_resnet(path: Path) -> ResNet:
+    """Return the network of a checkpoint; nothing in the file is executed."""
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = {k.removeprefix("module."): v for k, v in state.get("state_dict", state).items()}
+    model = ResNet(len({name.split(".")[1] for name in state if name.startswith("layer1.")}))
+    model.load_state_dict(state)
     return model

@@ -94,6 +94,20 @@ def test_a_training_number_out_of_range_is_named_with_its_range(change):
 
 
 @pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"optimizer": "adam"}, "training.optimizer is 'adam'"),
+        ({"precision": "float16"}, "training.precision is 'float16'"),
+        ({"keep": "first"}, "training.keep is 'first'"),
+        ({"keep": "last", "patience": 2}, "has patience"),
+    ],
+)
+def test_a_choice_of_training_that_there_is_not_is_named(change, words):
+    training = replace(Training(epochs=1), **change)
+    assert words in refusal(good(training=training, loss=nn.functional.mse_loss)).what
+
+
+@pytest.mark.parametrize(
     ("examples", "words"),
     [
         (torch.ones(1, 3), "is a tensor"),

@@ -301,6 +301,20 @@ def test_patience_ends_a_training_that_gets_no_better():
     assert (fitted.epochs, fitted.kept_epoch, fitted.rank) == (4, 3, 0.7)
 
 
+@pytest.mark.parametrize(("keep", "kept_epoch"), [("best", 1), ("last", 3)])
+def test_a_task_whose_validation_data_is_known_to_the_model_keeps_the_last_epoch(keep, kept_epoch):
+    scores = iter([0.9, 0.8, 0.7])
+    task = Task(
+        model=network(), example_inputs=(torch.zeros(1, 2),), loss=nn.functional.cross_entropy,
+        data={"train": points(), "validation": points()},
+        evaluate=lambda predict, split: next(scores),
+        training=Training(epochs=3, learning_rate=1e-2, keep=keep),
+    )  # fmt: skip
+    fitted = train(task, seed=0)
+    assert fitted.kept_epoch == kept_epoch
+    assert equal(task.model, trained(epochs=kept_epoch)) == (keep == "last")
+
+
 def test_patience_without_a_score_is_refused():
     with pytest.raises(ConfigError, match="patience"):
         fit(
