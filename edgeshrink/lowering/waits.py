@@ -18,7 +18,7 @@ from typing import Final
 
 from edgeshrink.costs.memory_system import MemorySystem, waits_for
 from edgeshrink.graph import Graph, Op
-from edgeshrink.lowering.calls import Loop, Lowered, Variant
+from edgeshrink.lowering.calls import Loop, Lowered, TensorArg, Variant
 from edgeshrink.runtimes.flash_caches import CacheShape
 
 ERROR: Final = 0.15  # of a model's cycles
@@ -55,7 +55,6 @@ def variant_waiting(
     system: MemorySystem,
     *,
     cycles: float | None = None,
-    is_first: bool = True,
 ) -> float:
     """Return the cycles that an operator waits.
 
@@ -65,8 +64,6 @@ def variant_waiting(
         variant: What it is lowered to.
         system: The board's flash.
         cycles: What it takes where memory never waits; left out, the variant's own estimate.
-        is_first: Whether its code must be read first. Kernels are compared without that: it is
-            little, and depends on where the linker puts what.
     """
     if not variant.calls:
         return 0.0
@@ -74,8 +71,7 @@ def variant_waiting(
     unit = system.unit_bytes
     is_written_out = any(call.emitted is not None for call in variant.calls)
     fetched = CODE_PER_CYCLE[is_written_out] * cycles / unit
-    first = variant.code_bytes + FIRST_RUN_BYTES if is_first else 0
-    missed = _Missed(successors=first / unit)
+    missed = _Missed(successors=(variant.code_bytes + FIRST_RUN_BYTES) / unit)
     for loop in variant.loops:
         missed += _missed_by(loop, 0.0, system)
     if not is_written_out and system.code_bytes < LOOP_BYTES:
@@ -85,6 +81,12 @@ def variant_waiting(
         successors=missed.successors, misses=_missed_constants(graph, op, variant, system),
         cycles=cycles,
     )  # fmt: skip
+
+
+def constant_tensor_bytes(graph: Graph, variant: Variant) -> int:
+    """Return the bytes of the graph's constants that the calls of a variant read."""
+    used = {a.tensor for c in variant.calls for a in c.args if isinstance(a, TensorArg)}
+    return sum(graph.tensors[t].n_bytes for t in used if graph.tensors[t].data is not None)
 
 
 def lowered_waiting(
@@ -135,13 +137,9 @@ def _missed_by(loop: Loop, outside: float, system: MemorySystem) -> _Missed:
 def _missed_constants(graph: Graph, op: Op, variant: Variant, system: MemorySystem) -> float:
     """Return how many reads of constants no cache answers."""
     unit = system.unit_bytes
-    constants = sum(
-        graph.tensors[i].n_bytes for i in op.inputs if i >= 0 and graph.tensors[i].data is not None
-    )
+    constants = variant.constant_bytes + constant_tensor_bytes(graph, variant)
     passes = variant.passes
-    if variant.loops:
-        constants = variant.constant_bytes
-    elif op.kind in PIXELS:
+    if not variant.loops and op.kind in PIXELS:
         shape = graph.tensors[op.outputs[0]].shape
         pixels = shape[0] * shape[1] * shape[2] if len(shape) == 4 else 1
         is_plain = all(call.function.endswith(PLAIN) for call in variant.calls)

@@ -221,7 +221,9 @@ def lowered_each_way(graph: Graph, isa: Sequence[str]) -> list[tuple[str, Lowere
             order = [base.graph.ops[s.op] for s in base.steps]
             init = tuple(s.op for s in base.init)
             other = _planned(base.graph, order, init, chosen, "latency")
-            found.append((f"op {op.index} {variant.name}", other))
+            label = f"op {op.index} {variant.name}"
+            same = sum(name.startswith(label) for name, _ in found)
+            found.append((f"{label} {same + 1}" if same else label, other))
     return found
 
 
