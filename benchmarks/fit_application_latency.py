@@ -3,12 +3,9 @@
     python benchmarks/fit_application_latency.py ANCHORS > benchmarks/fit_application_latency.md
 
 ANCHORS is a folder with `cortexa.csv`, `ncnn_layers.csv` and `mlperf_tiny.csv`. The rates and
-bands go to `edgeshrink/costs/data/application_latency.json`, the tables to standard output.
-
-The fit is maximum a posteriori in log time: a row's residual is log(predicted / measured) over
-`ROW_SD`, damped where it is large; every log rate is drawn towards what the same kernel costs on
-the other cores, up to one factor per core and type. Boards of one core differ by more than clock
-(memory, build, throttling), so each has a factor of its own, which a prediction does not use.
+bands go to `edgeshrink/costs/data/application_latency.json`, the tables to standard output, and
+plots of every board to `fit_application_latency.svg`.
+`application_rows.py` reads the rows, `application_fit.py` says what is fitted and how.
 """
 
 from __future__ import annotations
@@ -18,7 +15,6 @@ import os
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the matrices are small: threads cost time
 
 import argparse
-import csv
 import hashlib
 import json
 import math
@@ -30,29 +26,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+from application_fit import CENTRES, Problem
+from application_plot import Point, draw
+from application_rows import (
+    DOT,
+    DTYPES,
+    Net,
+    Row,
+    Scaling,
+    mobilenet_v1,
+    read_csv,
+    read_rows,
+    read_scaling,
+    resnet_v1,
+)
 
 from edgeshrink.costs import application
-from edgeshrink.costs.application import BYTE_TERMS, BYTES_PARALLEL, ENGINE_TERMS
-from edgeshrink.costs.work import graph_macs, op_work
-from edgeshrink.graph import Graph, Op, Tensor
+from edgeshrink.costs.application import BYTE_TERMS, ENGINE_TERMS
+from edgeshrink.costs.work import graph_macs
+from edgeshrink.graph import Graph
 from edgeshrink.target import Cpu, Memory, Ops, Target
 
-Array = npt.NDArray[Any]
-
-CORES = {
-    "Cortex-A7": "cortex-a7",
-    "Cortex-A53": "cortex-a53",
-    "Cortex-A55": "cortex-a55",
-    "Cortex-A72": "cortex-a72",
-    "Cortex-A73": "cortex-a73",
-    "Kryo 280 (Cortex-A73)": "cortex-a73",
-    "Cortex-A76": "cortex-a76",
-    "Kryo 485 (Cortex-A76)": "cortex-a76",
-    "Cortex-A78AE": "cortex-a78",
-}
-DTYPES = {"int8": "int8", "uint8": "int8", "fp16": "float16", "fp32": "float32"}
-DOT = ("cortex-a55", "cortex-a76", "cortex-a78")  # have dot products and half precision
 # For the error on a core without rows: each is priced as its nearest relative.
 RELATIVES = {
     "cortex-a7": "cortex-a53",
@@ -64,491 +58,7 @@ RELATIVES = {
     "cortex-a78": "cortex-a76",
 }
 
-# Where the search starts and what an unseen kernel is drawn to: cycles per unit of each term.
-CENTRES = {
-    "gemm": 0.3,
-    "winograd": 0.2,
-    "direct": 0.4,
-    "depthwise": 1.0,
-    "pool": 0.5,
-    "activation_bytes": 0.5,
-    "weight_bytes": 0.5,
-    "ops": 15000.0,
-}
-ROW_SD = 0.1
-CENTRE_SD = 0.7  # of a kernel's cost over all cores, around CENTRES
-CORE_SD = 1.5  # of a core's factor, all types
-CORE_DTYPE_SD = 0.5  # of a core's factor for one type, around that
-RATE_SD = 0.3  # of one rate, around kernel times core
-BOARD_SD, BOARD_THREADS_SD = 0.2, 0.15
-ENGINE_SD = 0.5  # of XNNPACK against ncnn
-INDIRECT_SD = 0.1  # of an indirect convolution against a 1x1 one
-SCALING_SD = 0.2  # of a speed-up by threads
-PARALLEL_CENTRE, PARALLEL_SD = 2.5, 0.7  # logit of the parallel share
 COVERAGE = 0.9
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One published latency of a model whose layers are known."""
-
-    row_id: str
-    engine: str
-    core: str
-    board: str
-    dtype: str
-    threads: int
-    clock_mhz: float
-    latency_ms: float
-    model: str  # the same network in different files has one name
-    macs: int
-    amounts: tuple[float, ...]  # of the engine's terms
-    assumed_cycles: tuple[float, float]  # shared among threads, not shared
-
-    @property
-    def log_cycles(self) -> float:
-        return math.log(self.latency_ms * self.clock_mhz * 1e3)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scaling:
-    """How much faster a model became with threads; its layers are not known."""
-
-    core: str
-    dtype: str
-    threads: int
-    log_ratio: float  # of the latencies, against one thread
-
-
-# ---------------------------------------------------------------- graphs of the rows
-
-
-Size = tuple[int, int, int]  # height, width, channels
-Pair = tuple[int, int]
-
-
-class Net:
-    """Collects operators; each gets tensors of its own, since only shapes are priced."""
-
-    def __init__(self, name: str, dtype: str) -> None:
-        self.name, self.dtype = name, dtype
-        self.tensors: list[Tensor] = []
-        self.ops: list[Op] = []
-
-    def _tensor(self, shape: Sequence[int], *, constant: bool = False) -> int:
-        data = np.broadcast_to(np.zeros((), self.dtype), tuple(shape)) if constant else None
-        index = len(self.tensors)
-        self.tensors.append(
-            Tensor(index=index, name="", shape=tuple(shape), dtype=self.dtype, data=data)
-        )
-        return index
-
-    def add(
-        self,
-        kind: str,
-        inputs: Sequence[Sequence[int]],
-        weights: Sequence[Sequence[int]],
-        output: Sequence[int],
-        **options: int,
-    ) -> None:
-        ids = [self._tensor(s) for s in inputs] + [self._tensor(s, constant=True) for s in weights]
-        op = Op(
-            index=len(self.ops),
-            kind=kind,
-            version=1,
-            inputs=tuple(ids),
-            outputs=(self._tensor(output),),
-            options=options,
-        )
-        self.ops.append(op)
-
-    def conv(
-        self,
-        hwc: Size,
-        out: Size,
-        kernel: Pair,
-        stride: int,
-        groups: int = 1,
-    ) -> Size:
-        depthwise = groups > 1 and groups == hwc[2] == out[2]
-        weights = (1, *kernel, out[2]) if depthwise else (out[2], *kernel, hwc[2] // groups)
-        kind = "DEPTHWISE_CONV_2D" if depthwise else "CONV_2D"
-        self.add(kind, [(1, *hwc)], [weights], (1, *out), stride_h=stride, stride_w=stride)
-        return out
-
-    def pool(
-        self,
-        hwc: Size,
-        out: Size,
-        kernel: Pair,
-        stride: int,
-    ) -> None:
-        self.add(
-            "MAX_POOL_2D", [(1, *hwc)], [], (1, *out),
-            filter_height=kernel[0], filter_width=kernel[1], stride_h=stride, stride_w=stride,
-        )  # fmt: skip
-
-    def fully_connected(self, n_in: int, n_out: int) -> None:
-        self.add("FULLY_CONNECTED", [(1, n_in)], [(n_out, n_in)], (1, n_out))
-
-    def graph(self) -> Graph:
-        return Graph(
-            name=self.name, tensors=tuple(self.tensors), ops=tuple(self.ops), inputs=(), outputs=()
-        )
-
-
-def ints(text: str) -> list[int]:
-    return [int(part) for part in text.split("x")]
-
-
-def listed_graph(layers: list[dict[str, str]], dtype: str) -> Graph:
-    """Return the graph of a layer list; a pool's channels are those of the layer after it."""
-    net = Net(layers[0]["model"], dtype)
-    for index, layer in enumerate(layers):
-        source, output = ints(layer["input_hwc"]), ints(layer["output_hwc"])
-        if layer["type"] == "fully_connected":
-            net.fully_connected(source[0], output[0])
-            continue
-        kernel, stride = ints(layer["kernel_hw"]), ints(layer["stride_hw"])[0]
-        window = (kernel[0], kernel[1])
-        if layer["type"] == "pool":
-            after = next(one for one in layers[index + 1 :] if one["type"] != "pool")
-            size = ints(after["input_hwc"])
-            channels = size[2] if len(size) == 3 else size[0] // (output[0] * output[1])
-            net.pool(
-                (source[0], source[1], channels), (output[0], output[1], channels), window, stride
-            )
-        else:
-            (height, width, depth), (rows, columns, channels) = source, output
-            net.conv(
-                (height, width, depth), (rows, columns, channels), window, stride,
-                int(layer["groups"]),
-            )  # fmt: skip
-    return net.graph()
-
-
-def mobilenet_v1(alpha: float, size: int, channels: int, dtype: str) -> Graph:
-    """Return MobileNetV1 (Howard et al., 2017, table 1) with 1000 or, if small, 5 classes."""
-    net = Net("mobilenet_v1", dtype)
-    plan = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5,
-            (1024, 2), (1024, 1)]  # fmt: skip
-    width = int(32 * alpha)
-    x = net.conv((size, size, channels), (-(-size // 2), -(-size // 2), width), (3, 3), 2)
-    for out, stride in plan:
-        side = -(-x[0] // stride)
-        x = net.conv(x, (side, side, x[2]), (3, 3), stride, groups=x[2])
-        x = net.conv(x, (side, side, int(out * alpha)), (1, 1), 1)
-    net.add("AVERAGE_POOL_2D", [(1, *x)], [], (1, 1, 1, x[2]), filter_height=x[0],
-            filter_width=x[0], stride_h=1, stride_w=1)  # fmt: skip
-    net.fully_connected(x[2], 1000 if alpha == 1 else 5)
-    return net.graph()
-
-
-def resnet_v1(blocks: int, dtype: str) -> Graph:
-    """Return the CIFAR ResNet with `blocks` blocks a stage, 1x1 shortcuts where shapes change."""
-    net = Net("resnet_v1", dtype)
-    x = net.conv((32, 32, 3), (32, 32, 16), (3, 3), 1)
-    for stage, width in enumerate((16, 32, 64)):
-        for block in range(blocks):
-            stride = 2 if stage and not block else 1
-            out = (x[0] // stride, x[1] // stride, width)
-            net.conv(x, out, (3, 3), stride)
-            net.conv(out, out, (3, 3), 1)
-            if stride > 1:
-                net.conv(x, out, (1, 1), stride)
-            net.add("ADD", [(1, *out), (1, *out)], [], (1, *out))
-            x = out
-    net.add("AVERAGE_POOL_2D", [(1, *x)], [], (1, 1, 1, x[2]), filter_height=x[0],
-            filter_width=x[1], stride_h=1, stride_w=1)  # fmt: skip
-    net.fully_connected(x[2], 10)
-    return net.graph()
-
-
-XNNPACK_MODELS: dict[tuple[str, str], tuple[str, Callable[[str], Graph]]] = {
-    ("MobileNetV1 1.0 224", "224x224x3"):
-        ("mobilenet", lambda dtype: mobilenet_v1(1.0, 224, 3, dtype)),
-    ("MobileNetV1 0.5", "224x224x3"):
-        ("mobilenet 0.5", lambda dtype: mobilenet_v1(0.5, 224, 3, dtype)),
-    ("MobileNetV1 0.25", "224x224x3"):
-        ("mobilenet 0.25", lambda dtype: mobilenet_v1(0.25, 224, 3, dtype)),
-    ("MobileNetV1 0.25", "96x96x3"):
-        ("mobilenet 0.25 96", lambda dtype: mobilenet_v1(0.25, 96, 3, dtype)),
-    ("MobileNetV1 0.25 gray", "96x96x1"):
-        ("mobilenet 0.25 96", lambda dtype: mobilenet_v1(0.25, 96, 1, dtype)),
-    ("ResNet v1 8", "32x32x3"): ("resnet8", lambda dtype: resnet_v1(1, dtype)),
-    ("ResNet v1 32", "32x32x3"): ("resnet32", lambda dtype: resnet_v1(5, dtype)),
-}  # fmt: skip
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def read_rows(folder: Path) -> list[Row]:
-    """Return the rows of cores in `CORES` whose layers are known, up to 12 threads."""
-    layers: dict[str, list[dict[str, str]]] = {}
-    for layer in read_csv(folder / "ncnn_layers.csv"):
-        layers.setdefault(layer["model"], []).append(layer)
-    rows, graphs = [], dict[tuple[str, str], Graph]()
-    for record in read_csv(folder / "cortexa.csv"):
-        if record["core"] not in CORES or record["quality"] == "C" or not record["macs"]:
-            continue
-        engine, dtype = "xnnpack", DTYPES[record["precision"]]
-        key = (record["model"], record["input_shape"])
-        if record["runtime"] == "ncnn":
-            engine, model = "ncnn", record["model"].removesuffix("_int8")
-            if (model, dtype) not in graphs:
-                graphs[model, dtype] = listed_graph(layers[model], dtype)
-            graph = graphs[model, dtype]
-        elif key in XNNPACK_MODELS:
-            model, build = XNNPACK_MODELS[key]
-            graph = build(dtype)
-        else:
-            continue
-        if abs(graph_macs(graph) / int(record["macs"]) - 1) > 0.005:
-            raise SystemExit(f"{record['row_id']}: {graph_macs(graph)} MACs, {record['macs']} told")
-        rows.append(_row(record, engine, dtype, model, graph))
-    return rows
-
-
-def _row(record: dict[str, str], engine: str, dtype: str, model: str, graph: Graph) -> Row:
-    core = CORES[record["core"]]
-    amounts = dict.fromkeys(ENGINE_TERMS[engine], 0.0)
-    shared, fixed = 0.0, application.inference_cycles(core, engine)
-    for op in graph.ops:
-        work = op_work(graph, op)
-        for term, amount in application.fitted_terms(work, engine).items():
-            amounts[term] += amount
-        op_shared, op_fixed = application.assumed_cycles(work, core, engine)
-        shared, fixed = shared + op_shared, fixed + op_fixed
-    return Row(
-        row_id=record["row_id"],
-        engine=engine,
-        core=core,
-        board=f"{record['device']} ({core.removeprefix('cortex-').upper()})",
-        dtype=dtype,
-        threads=int(record["threads"]),
-        clock_mhz=float(record["clock_mhz"]),
-        latency_ms=float(record["latency_ms"]),
-        model=model,
-        macs=int(record["macs"]),
-        amounts=tuple(amounts.values()),
-        assumed_cycles=(shared, fixed),
-    )
-
-
-def read_scaling(folder: Path) -> list[Scaling]:
-    """Return the speed-ups of the TFLite 2.5.0 rows: one group holds one model on one system.
-
-    Several tables of one board have the same heading; they are told apart by their order.
-    """
-    groups: dict[tuple[str, ...], dict[int, list[float]]] = {}
-    for record in read_csv(folder / "cortexa.csv"):
-        if record["runtime_version"] == "2.5.0" and record["core"] in CORES:
-            key = tuple(record[k] for k in ("core", "abi", "runtime", "model", "precision"))
-            by_threads = groups.setdefault(key, {})
-            by_threads.setdefault(int(record["threads"]), []).append(float(record["latency_ms"]))
-    return [
-        Scaling(core=CORES[key[0]], dtype=DTYPES[key[4]], threads=n, log_ratio=math.log(many / one))
-        for key, by_threads in groups.items()
-        for n, values in by_threads.items()
-        if n > 1 and len(values) == len(by_threads[1])
-        for one, many in zip(by_threads[1], values, strict=True)
-    ]
-
-
-# ---------------------------------------------------------------- the fit
-
-Name = tuple[str, ...]
-
-
-class Problem:
-    """The parameters that some rows need, the priors on them, and the search."""
-
-    def __init__(self, rows: Iterable[Row], scaling: Iterable[Scaling]) -> None:
-        rows = list(rows)
-        cores, dtypes = sorted({r.core for r in rows}), ["float16", "float32", "int8"]
-        core_dtypes = [(c, d) for c in cores for d in dtypes if d != "float16" or c in DOT]
-        boards = sorted({r.board for r in rows})
-        names: list[Name] = [("zero",), ("indirect",)]
-        names += [("rate", c, d, t) for c, d in core_dtypes for t in CENTRES]
-        names += [("kernel", d, t) for d in dtypes for t in CENTRES]
-        names += [("core", c) for c in cores] + [("core", c, d) for c, d in core_dtypes]
-        names += [
-            ("engine", d, isa, kind)
-            for d in dtypes for isa in ("plain", "dot") for kind in ("compute", "bytes")
-        ]  # fmt: skip
-        names += [("parallel", c) for c in cores]
-        names += [("parallel", e, c, d) for e in ENGINE_TERMS for c, d in core_dtypes]
-        names += [(kind, b) for b in boards for kind in ("board", "board threads")]
-        self.index = {name: i for i, name in enumerate(names)}
-        self.scaling = [s for s in scaling if s.core in cores]
-        self.rows = rows
-        self._priors(core_dtypes)
-
-    def _priors(self, core_dtypes: list[tuple[str, str]]) -> None:
-        lines: list[tuple[dict[Name, float], float, float]] = [({("zero",): 1.0}, 0.0, 1e-6)]
-        for name in self.index:
-            match name:
-                case ("indirect",):
-                    lines.append(({name: 1.0}, 0.0, INDIRECT_SD))
-                case ("rate", c, d, t):
-                    middle = {name: 1.0, ("kernel", d, t): -1.0, ("core", c, d): -1.0}
-                    lines.append((middle, 0.0, RATE_SD))
-                case ("kernel", _, t):
-                    lines.append(({name: 1.0}, math.log(CENTRES[t]), CENTRE_SD))
-                case ("core", _):
-                    lines.append(({name: 1.0}, 0.0, CORE_SD))
-                case ("core", c, _):
-                    lines.append(({name: 1.0, ("core", c): -1.0}, 0.0, CORE_DTYPE_SD))
-                case ("engine", _, _, _):
-                    lines.append(({name: 1.0}, 0.0, ENGINE_SD))
-                case ("parallel", _):
-                    lines.append(({name: 1.0}, PARALLEL_CENTRE, PARALLEL_SD))
-                case ("parallel", _, c, _):
-                    lines.append(({name: 1.0, ("parallel", c): -1.0}, 0.0, PARALLEL_SD))
-                case ("board", _):
-                    lines.append(({name: 1.0}, 0.0, BOARD_SD))
-                case ("board threads", _):
-                    lines.append(({name: 1.0}, 0.0, BOARD_THREADS_SD))
-        self.prior = np.zeros((len(lines), len(self.index)))
-        self.prior_at = np.zeros(len(lines))
-        for number, (line, at, sd) in enumerate(lines):
-            for name, factor in line.items():
-                self.prior[number, self.index[name]] = factor / sd
-            self.prior_at[number] = at / sd
-
-    def _rate_names(self, row: Row, term: str) -> tuple[Name, ...]:
-        """Return the parameters whose sum is the log rate of a term of a row."""
-        if row.engine == "ncnn":
-            return (("rate", row.core, row.dtype, term),)
-        kind = "bytes" if term in BYTE_TERMS else "compute"
-        like = "gemm" if term == "indirect" else term
-        isa = "dot" if row.core in DOT else "plain"
-        names: tuple[Name, ...] = (
-            ("rate", row.core, row.dtype, like),
-            ("engine", row.dtype, isa, kind),
-        )
-        return (*names, ("indirect",)) if term == "indirect" else names
-
-    def design(self, rows: Sequence[Row]) -> dict[str, Array]:
-        width = max(map(len, ENGINE_TERMS.values()))
-        amounts = np.zeros((len(rows), width))
-        params = np.zeros((len(rows), width, 3), int)
-        share = np.ones((len(rows), width))
-        for i, row in enumerate(rows):
-            for j, term in enumerate(ENGINE_TERMS[row.engine]):
-                amounts[i, j] = row.amounts[j]
-                share[i, j] = BYTES_PARALLEL if term in BYTE_TERMS else term != "ops"
-                for k, name in enumerate(self._rate_names(row, term)):
-                    params[i, j, k] = self.index[name]
-        boards = [[self.index.get((k, r.board), 0) for k in ("board", "board threads")]
-                  for r in rows]  # fmt: skip
-        return {
-            "amounts": amounts,
-            "params": params,
-            "share": share,
-            "assumed": np.array([r.assumed_cycles for r in rows]).reshape(-1, 2),
-            "threads": np.array([r.threads for r in rows], float),
-            "parallel": np.array(
-                [self.index["parallel", r.engine, r.core, r.dtype] for r in rows], int
-            ),
-            "boards": np.array(boards, int).reshape(-1, 2),
-            "at": np.array([r.log_cycles for r in rows]),
-        }
-
-    def predict(
-        self, values: Array, design: dict[str, Array], *, boards: bool
-    ) -> tuple[Array, Array, Array]:
-        """Return log cycles of the rows, and how they change with rates and parallel shares."""
-        parallel = 1 / (1 + np.exp(-values[design["parallel"]]))
-        threads = design["threads"]
-        gain = 1 / threads - 1
-        scale = 1 + design["share"] * (parallel * gain)[:, None]
-        cost = design["amounts"] * np.exp(values[design["params"]].sum(-1))
-        shared, fixed = design["assumed"].T
-        total = (cost * scale).sum(1) + shared * (1 + parallel * gain) + fixed
-        by_parallel = ((cost * design["share"]).sum(1) + shared) * gain / total
-        log_cycles = np.log(total)
-        if boards:
-            log_cycles = log_cycles + values[design["boards"][:, 0]]
-            log_cycles += (threads > 1) * values[design["boards"][:, 1]]
-        by_rate = cost * scale / total[:, None]
-        return log_cycles, by_rate, by_parallel * parallel * (1 - parallel)
-
-    def start(self) -> Array:
-        values = np.zeros(len(self.index))
-        for name, i in self.index.items():
-            if name[0] in ("rate", "kernel"):
-                values[i] = math.log(CENTRES[name[-1]])
-            elif name[0] == "parallel":
-                values[i] = PARALLEL_CENTRE
-        return values
-
-    def solve(
-        self, guess: dict[Name, float] | None = None, *, tolerance: float = 1e-10
-    ) -> dict[Name, float]:
-        """Return the most probable parameters (damped Gauss-Newton, soft-L1 rows)."""
-        design = self.design(self.rows)
-        n_rows, n = len(self.rows), len(self.index)
-        at = np.arange(n_rows)
-        scaling_p = np.array(
-            [self.index["parallel", "xnnpack", s.core, s.dtype] for s in self.scaling], int
-        )
-        scaling_n = np.array([s.threads for s in self.scaling], float)
-        scaling_at = np.array([s.log_ratio for s in self.scaling])
-
-        def linearise(values: Array) -> tuple[Array, Array]:
-            found, by_rate, by_parallel = self.predict(values, design, boards=True)
-            jacobian = np.zeros((n_rows, n))
-            for j in range(by_rate.shape[1]):
-                for k in range(3):
-                    np.add.at(jacobian, (at, design["params"][:, j, k]), by_rate[:, j])
-            jacobian[at, design["parallel"]] += by_parallel
-            jacobian[at, design["boards"][:, 0]] += 1
-            jacobian[at, design["boards"][:, 1]] += design["threads"] > 1
-            share = 1 / (1 + np.exp(-values[scaling_p]))
-            gain = 1 / scaling_n - 1
-            speed = np.zeros((len(self.scaling), n))
-            speed[np.arange(len(self.scaling)), scaling_p] = (
-                gain * share * (1 - share) / (1 + share * gain)
-            )
-            residual = np.concatenate([
-                (found - design["at"]) / ROW_SD,
-                (np.log(1 + share * gain) - scaling_at) / SCALING_SD,
-            ])  # fmt: skip
-            return residual, np.vstack([jacobian / ROW_SD, speed / SCALING_SD])
-
-        def cost(residual: Array, values: Array) -> float:
-            strain = self.prior @ values - self.prior_at
-            return float((2 * (np.sqrt(1 + residual**2) - 1)).sum() + strain @ strain)
-
-        values, damping = self.start(), 1e-3
-        for name, value in (guess or {}).items():
-            if name in self.index:
-                values[self.index[name]] = value
-        stiffness, pull = self.prior.T @ self.prior, self.prior.T @ self.prior_at
-        residual, jacobian = linearise(values)
-        for _ in range(100):
-            weight = 1 / np.sqrt(1 + residual**2)
-            normal = (jacobian.T * weight) @ jacobian + stiffness
-            slope = jacobian.T @ (weight * residual) + stiffness @ values - pull
-            before = cost(residual, values)
-            for _ in range(12):
-                step = np.linalg.solve(normal + damping * np.diag(np.diag(normal)), slope)
-                trial, trial_jacobian = linearise(values - step)
-                after = cost(trial, values - step)
-                if after < before:
-                    break
-                damping *= 5
-            else:
-                break
-            values, residual, jacobian = values - step, trial, trial_jacobian
-            damping = max(damping / 5, 1e-9)
-            if before - after < tolerance * before:
-                break
-        return {name: float(values[i]) for name, i in self.index.items()}
 
 
 # ---------------------------------------------------------------- leaving rows out
@@ -656,6 +166,27 @@ def width(errors: Iterable[float]) -> float:
     return found[min(len(found), math.ceil((len(found) + 1) * COVERAGE)) - 1]
 
 
+BOARD_ROWS = 10  # a board's mean error counts as if so many rows had that of all boards
+
+
+def board_widths(rows: Sequence[Row], errors: Mapping[str, float]) -> dict[str, float]:
+    """Return each board's `width`, by conformal prediction normalized by how much boards err.
+
+    An error is taken in units of its board's mean error, drawn towards that of all boards (Lei et
+    al., 2018, section 5.2), so that few rows of a board do for its band.
+    """
+    whole = float(np.mean([abs(errors[r.row_id]) for r in rows]))
+    of_boards: dict[str, list[float]] = {}
+    for row in rows:
+        of_boards.setdefault(row.board, []).append(abs(errors[row.row_id]))
+    scales = {
+        board: (BOARD_ROWS * whole + sum(found)) / (BOARD_ROWS + len(found))
+        for board, found in of_boards.items()
+    }
+    unit = width(errors[r.row_id] / scales[r.board] for r in rows)
+    return {board: unit * scale for board, scale in scales.items()}
+
+
 def summary(errors: Iterable[float]) -> dict[str, float]:
     """Return figures of log errors: shares and means of |predicted / measured - 1|."""
     relative = np.abs(np.expm1(-np.array(list(errors))))
@@ -690,6 +221,38 @@ def ranges(ids: Iterable[str]) -> list[str]:
         else:
             found.append([name])
     return ["-".join(names) for names in found]
+
+
+def own_rows(results: Results, core: str) -> dict[str, Any]:
+    """Return, of the targets among a core's boards, rates with their factors, and errors.
+
+    The errors are of models left out, with the board's other models in the fit.
+    """
+    study, found = results.study, dict[str, Any]()
+    errors = results.model_out.known_board
+    widths = board_widths([r for r in study.rows if r.engine == "ncnn"], errors)
+    for board in sorted(study.boards[core]):
+        profile = PROFILES.get(board.partition(" (")[0])
+        for dtype in ("float16", "float32", "int8"):
+            rows = [r for r in study.rows if (r.board, r.dtype, r.engine) == (board, dtype, "ncnn")]
+            if profile is None or len(rows) < application.MIN_ROWS:
+                continue
+            values, level = study.values, study.values["board", board]
+            log_rates = {
+                term: values["rate", core, dtype, term] + values["board rate", board, dtype, term]
+                for term in ENGINE_TERMS["ncnn"]
+            }
+            threads = values["board threads", board]
+            found.setdefault(profile, {})[dtype] = {
+                "rates": {t: math.exp(v + level) for t, v in log_rates.items()},
+                "rates_of_threads": {
+                    t: math.exp(v + level + threads) for t, v in log_rates.items()
+                },
+                "validation": {
+                    **summary(errors[r.row_id] for r in rows), "width": widths[board],
+                },
+            }  # fmt: skip
+    return found
 
 
 def core_rates(study: Study, core: str) -> dict[str, Any]:
@@ -804,6 +367,7 @@ def data_file(results: Results, folder: Path) -> dict[str, Any]:
             "parallel_share": parallel,
             "rates": core_rates(study, core),
             "validation": checks,
+            "own": own_rows(results, core),
         }
     engines = sorted(ENGINE_TERMS)
     macs = {e: [r.macs for r in study.rows if r.engine == e] for e in engines}
@@ -918,15 +482,18 @@ def report(results: Results, folder: Path) -> str:
         f"Rows: {len(ncnn)} of ncnn, {len(xnnpack)} of XNNPACK and TFLite, {len(study.scaling)} "
         "speed-ups by threads. All of them are calibration rows:\nan error here is of rows held "
         "out of a fit, not of rows nobody had seen.\n",
-        "ncnn computes 3x3 convolutions with fewer products than are counted (Winograd); they "
-        "have a rate of their own there.\nXNNPACK does not: its larger windows cost what its 1x1 "
+        "ncnn computes 3x3 convolutions with fewer products than are counted (Winograd): tiles of "
+        "6x6 outputs in float32, of 4x4\nelse, priced by products and by transformed values. What "
+        "its models compute beside the published layer list (additions,\nconcatenations, "
+        "normalization, quantizing between layers, detection) is counted from their definitions.\n"
+        "XNNPACK does not: its larger windows cost what its 1x1 "
         "convolutions cost, times a factor fitted to ResNet rows. Its rates\nare ncnn's times "
         "factors fitted to its rows: for products and for bytes, by type, and for cores with and "
         "without dot products.\n",
         "## Against constant cycles per multiply-accumulate, on the same rows\n",
         "The constant is the mean over the other models of the same board, type and threads. It "
         "knows the board, so the\nfair comparison is the line *board known*. The package predicts "
-        "as *board unknown*: it has no factor per board.\n",
+        "so for ncnn on targets among the boards,\nand as *board unknown* otherwise.\n",
         table(ERROR_HEAD, [
             error_line("constant, model left out", [results.baseline[i] for i in comparable]),
             error_line("this model, model left out, board known", [known[i] for i in comparable]),
@@ -942,8 +509,10 @@ def report(results: Results, folder: Path) -> str:
                        [results.fit[i] for i in comparable]),
         ]),
         "Board left out: boards of cores that have another board. The model was fitted with these "
-        "rows in view: which kernels\nget a rate of their own was chosen by the error with models "
-        "left out.\n",
+        "rows in view: which kernels\nget a rate of their own, Winograd's tiles and how far boards "
+        "may differ were chosen by the error with models left\nout, among some forty variants.\n",
+        "![predicted over published milliseconds of every board](fit_application_latency.svg)\n",
+        *band_tables(results),
         "## XNNPACK\n",
         table(ERROR_HEAD, [
             error_line("model left out", [model_out[i] for i in xnnpack]),
@@ -992,6 +561,39 @@ def report(results: Results, folder: Path) -> str:
         ]),
     ]  # fmt: skip
     return "\n".join([*parts, *rate_tables(study), *outside_checks(folder)])
+
+
+def band_tables(results: Results) -> list[str]:
+    """Return how often bands of held-out rows hold them, how wide they are, and their score."""
+    study, lines = results.study, []
+    rows = [r for r in study.rows if r.engine == "ncnn"]
+    known, unknown = results.model_out.known_board, {r.row_id: results.held_out(r) for r in rows}
+    for name, errors in (("board known", known), ("board unknown", unknown)):
+        inside, half_widths, scores = [], [], []
+        for model in sorted({r.model for r in rows}):
+            others = [r for r in rows if r.model != model]
+            of_boards = board_widths(others, errors)
+            for row in (r for r in rows if r.model == model):
+                peers = [r for r in others if (r.core, r.dtype) == (row.core, row.dtype)]
+                half = width(errors[r.row_id] for r in peers)
+                half = of_boards[row.board] if name == "board known" else half
+                error = abs(errors[row.row_id])
+                inside.append(error <= half)
+                half_widths.append(math.sinh(half))
+                scores.append(2 * half + 2 / (1 - COVERAGE) * max(0.0, error - half))
+        lines.append([
+            name, len(rows), percent(float(np.mean(inside))),
+            percent(float(np.median(half_widths))), float(np.mean(scores)),
+        ])  # fmt: skip
+    return [
+        "## Bands\n",
+        "A row's band is made without its model. Board known: nine in ten of the errors of other "
+        "models, in units of their board's\nmean error. Board unknown: nine in ten of the errors "
+        "of the core's other models, each without its board. The interval\nscore is in natural "
+        "log: the band's width, and twenty times what a row lies outside (Gneiting and Raftery, "
+        "2007).\n",
+        table(("", "rows", "inside", "median half-width", "interval score"), lines),
+    ]
 
 
 def rate_tables(study: Study) -> list[str]:
@@ -1053,6 +655,21 @@ def outside_checks(folder: Path) -> list[str]:
     ]  # fmt: skip
 
 
+def panels(results: Results) -> dict[str, list[Point]]:
+    """Return the points of each board: its rows, predicted without their models."""
+    found: dict[str, list[Point]] = {}
+    errors = results.model_out.known_board
+    for row in sorted(results.study.rows, key=lambda r: (r.engine, r.board)):
+        point = Point(
+            name=f"{row.model}, {row.dtype}, {row.threads} threads",
+            dtype=row.dtype,
+            published_ms=row.latency_ms,
+            predicted_ms=row.latency_ms / math.exp(errors[row.row_id]),
+        )
+        found.setdefault(f"{row.board}, {row.engine}", []).append(point)
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, add_help=True)
     parser.add_argument("anchors", type=Path, help="folder with the calibration tables")
@@ -1066,6 +683,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.write(text)
         return
     application.DATA.write_text(text, encoding="utf-8")  # before `report`, which prices with it
+    Path(__file__).with_suffix(".svg").write_text(draw(panels(results)), encoding="utf-8")
     sys.stdout.write(report(results, options.anchors))
 
 

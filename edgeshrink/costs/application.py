@@ -37,10 +37,18 @@ ENGINES: Final = MappingProxyType({
 
 # What a rate is for; of each engine, those that are fitted to its rows.
 BYTE_TERMS: Final = ("activation_bytes", "weight_bytes")
+OVERHEAD_TERMS: Final = ("ops", "boxes")  # one thread does these
 ENGINE_TERMS: Final = MappingProxyType({
-    "ncnn": ("gemm", "winograd", "direct", "depthwise", "pool", *BYTE_TERMS, "ops"),
+    "ncnn": (
+        "gemm", "winograd", "transform", "transform_bytes", "direct", "depthwise", "pool",
+        "normalize", "quantize", *BYTE_TERMS, "moved_bytes", *OVERHEAD_TERMS,
+    ),
     "xnnpack": ("gemm", "indirect", "depthwise", *BYTE_TERMS),
 })  # fmt: skip
+NCNN_ELEMENTS: Final = MappingProxyType({  # what has a rate of its own there, by element
+    "LOCAL_RESPONSE_NORMALIZATION": "normalize", "QUANTIZE": "quantize",
+})  # fmt: skip
+PRODUCT_TERMS: Final = ("gemm", "winograd", "direct", "indirect", "depthwise")
 BYTES_PARALLEL: Final = 0.5  # of a core's parallel share, what memory traffic has
 
 # Cores without rows take the rates of one that is built like them.
@@ -78,6 +86,9 @@ RATE_DTYPES: Final = MappingProxyType({
     "int8": "int8", "uint8": "int8", "int4": "int8", "float16": "float16", "float32": "float32",
 })  # fmt: skip
 SLOWEST_DTYPE: Final = "float32"  # what types without rates are priced as
+# ncnn's Winograd tiles: outputs along a side, bytes of a transformed value; fitted by choice.
+WINOGRAD_TILES: Final = MappingProxyType({"float32": (6, 4), "float16": (4, 2), "int8": (4, 2)})
+TRANSFORM_CACHE_BYTES: Final = 4_000_000  # likewise
 MIN_ROWS: Final = 9  # fewer say nothing about nine cases in ten
 MAX_DECADES: Final = 1.0  # how far outside the models of the rows a band still counts as validated
 
@@ -151,7 +162,9 @@ def latency(graph: Graph, target: Target, *, runtime: str, threads: int) -> Late
     clock_mhz = target.cpu.clock_mhz
     if clock_mhz is None:
         raise ConfigError(f"target {target.name}", "has no cpu.clock_mhz", "add the core's clock")
-    price = _Price(core=core, engine=engine, has_fp16=has_fp16, n_threads=n_threads)
+    price = _Price(
+        core=core, engine=engine, has_fp16=has_fp16, n_threads=n_threads, board=target.name
+    )
     works = graph_work(graph, known=price.body_macs)
     ms_per_cycle = 1e-3 / clock_mhz
     ops = [price.op_cycles(graph, work) for work in works]
@@ -218,33 +231,51 @@ def fitted_terms(work: OpWork, engine: str) -> dict[str, float]:
     amounts = dict.fromkeys(ENGINE_TERMS[engine], 0.0)
     if work.kernel == "depthwise":
         amounts["depthwise"] += work.macs
+    elif work.kernel == "conv_kxk" and engine == "xnnpack":
+        # Pointers are gathered, then it multiplies as for 1x1, whatever the window.
+        amounts["indirect"] += work.macs
     elif work.kernel == "conv_kxk":
-        amounts[_dense_kernel(work, engine)] += work.macs
+        amounts |= _winograd(work) or {"direct": float(work.macs)}
     elif not work.bodies:  # a body's products are priced with its own operators
         amounts["gemm"] += work.macs
+    n_bytes = work.input_bytes + work.output_bytes if work.kind not in FREE_KINDS else 0
     if engine == "ncnn":
         amounts["ops"] += 1
         if work.kernel == "pool":
             amounts["pool"] += work.output_elements * work.taps
+        if term := NCNN_ELEMENTS.get(work.kind):
+            amounts[term] += work.output_elements
+            n_bytes = 0  # are part of the term's rate
+        elif work.kernel in ("elementwise", "move"):
+            amounts["moved_bytes"] += n_bytes
+            n_bytes = 0
+    amounts["activation_bytes"] += n_bytes
     if work.kind not in FREE_KINDS:
-        amounts["activation_bytes"] += work.input_bytes + work.output_bytes
         amounts["weight_bytes"] += work.weight_bytes * work.steps
     return amounts
 
 
-def _dense_kernel(work: OpWork, engine: str) -> str:
-    """Return the kernel of a convolution larger than 1x1.
+def _winograd(work: OpWork) -> dict[str, float] | None:
+    """Return what ncnn does for a convolution that it transforms; None where it does not.
 
-    XNNPACK gathers pointers and then multiplies as for 1x1, whatever the window. ncnn transforms
-    (Winograd) where a 3x3 window moves by one and all channels fill vectors of eight; Winograd
-    takes fewer products than are counted, so it has a rate of its own, and XNNPACK none of it.
+    It transforms 3x3 windows that move by one where the input's channels fill vectors of four
+    (Lavin and Gray, 2016): a tile of `side` x `side` outputs takes (side + 2)^2 products for each
+    pair of channels, and tiles at the border are computed in full. Maps are taken as square. Where
+    the transformed values don't fit the caches they go through memory.
     """
-    if engine == "xnnpack":
-        return "indirect"
-    fills_vectors = work.in_channels % 8 == 0 and work.out_channels % 8 == 0
-    if work.taps == 9 and work.stride == 1 and work.groups == 1 and fills_vectors:
-        return "winograd"
-    return "direct"
+    is_plain = work.taps == 9 and work.stride == 1 and work.groups == 1
+    if not is_plain or work.in_channels % 4:
+        return None
+    side, n_bytes = WINOGRAD_TILES.get(work.dtype, WINOGRAD_TILES[SLOWEST_DTYPE])
+    map_side = math.sqrt(work.output_elements / work.out_channels)
+    values = math.ceil(map_side / side) ** 2 * (side + 2) ** 2  # of one channel
+    transformed = values * (work.in_channels + work.out_channels)
+    is_spilled = transformed * n_bytes > TRANSFORM_CACHE_BYTES
+    return {
+        "winograd": values * work.in_channels * work.out_channels,
+        "transform": transformed,
+        "transform_bytes": transformed * n_bytes if is_spilled else 0.0,
+    }
 
 
 def assumed_cycles(work: OpWork, core: str, engine: str) -> tuple[float, float]:
@@ -253,7 +284,7 @@ def assumed_cycles(work: OpWork, core: str, engine: str) -> tuple[float, float]:
     if work.kernel == "activation" and work.kind not in CHEAP_ACTIVATIONS:
         shared += CYCLES_PER_FUNCTION * work.output_elements
     if engine == "ncnn":
-        return shared, 0.0
+        return 0.0 if work.kind in NCNN_ELEMENTS else shared, 0.0
     if work.kernel == "pool":
         shared += CYCLES_PER_TAP * work.output_elements * work.taps
     return shared, call_cycles(core) * work.steps
@@ -288,6 +319,7 @@ class _Price:
     engine: str
     has_fp16: bool
     n_threads: int
+    board: str  # a target; those with rows of their own have rates of their own
     bodies: dict[int, float] = field(default_factory=dict)  # cycles of the subgraphs met
     body_macs: dict[int, int] = field(default_factory=dict)  # their products
 
@@ -299,7 +331,9 @@ class _Price:
             share, part = 1 - spared, "compute"
             if term in BYTE_TERMS:
                 share, part = 1 - spared * BYTES_PARALLEL, "memory"
-            elif term == "ops":
+            elif term.endswith("_bytes"):
+                part = "memory"
+            elif term in OVERHEAD_TERMS:
                 share, part = 1.0, "overhead"
             parts[part] += amount * rates[term] * share
         fitted = sum(parts.values())
@@ -320,7 +354,7 @@ class _Price:
     def roofline(self, dtype: str, cycles_per_ms: float) -> Roofline:
         """Return the rates of the fastest kernel and of activations in memory."""
         rates, spared = self._rates(dtype)
-        kernels = [t for t in ENGINE_TERMS[self.engine] if t not in (*BYTE_TERMS, "ops", "pool")]
+        kernels = [term for term in ENGINE_TERMS[self.engine] if term in PRODUCT_TERMS]
         product = min(rates[term] for term in kernels if rates[term] > 0) * (1 - spared)
         byte = rates["activation_bytes"] * (1 - spared * BYTES_PARALLEL)
         return Roofline(
@@ -333,7 +367,10 @@ class _Price:
         facts = _data()["cores"][self.core]
         known = _rate_dtype(dtype, self.core, self.has_fp16) or SLOWEST_DTYPE
         parallel = facts["parallel_share"][self.engine][known]
-        return facts["rates"][self.engine][known], parallel * (1 - 1 / self.n_threads)
+        rates = facts["rates"][self.engine][known]
+        if own := _own_rows(self.core, self.engine, known, self.board):
+            rates = own["rates" if self.n_threads == 1 else "rates_of_threads"]
+        return rates, parallel * (1 - 1 / self.n_threads)
 
     def body_cycles(self, root: Graph, body: Graph) -> float:
         """Return the cycles of one pass of a subgraph; 0 inside a pass of its own."""
@@ -375,6 +412,14 @@ def _model_core(target: Target) -> str:
     return "cortex-a55" if "dotprod" in target.cpu.isa else "cortex-a53"
 
 
+def _own_rows(core: str, engine: str, dtype: str | None, board: str) -> Mapping[str, Any] | None:
+    """Return the rates and the validation of a board that the engine's rows are of."""
+    if engine != "ncnn":
+        return None
+    found: Mapping[str | None, Any] = _data()["cores"][core]["own"].get(board, {})
+    return found.get(dtype)
+
+
 def _core_width(core: str, dtype: str | None, board: str) -> float:
     """Return half the width of a core's band in log time, 0 where it has no rows of the type.
 
@@ -406,7 +451,14 @@ def _band(
     bands, facts = _data()["bands"], _data()["cores"][core]
     found = facts["validation"].get(dtype) if core == target.cpu.core else None
     width = _core_width(core, dtype, target.name if found else "")
-    if found:
+    own = _own_rows(core, engine, dtype, target.name) if found else None
+    if own:
+        width = float(own["validation"]["width"])
+        basis = (
+            f"the band holds nine in ten of {own['validation']['rows']} published {dtype} "
+            "latencies on this board, each predicted without its model"
+        )
+    elif found:
         basis = (
             f"the band holds nine in ten of {found['rows']} published {dtype} latencies on {core}, "
             f"each predicted without its model"
