@@ -44,7 +44,8 @@ def command(source: Path, folder: Path, wait: str, as_json: bool) -> None:
         }
         print_json(content)
     else:
-        print(f"{done.n_new} reports taken, {done.n_old} without news, {len(done.faults)} refused")
+        taken = "report" if done.n_new == 1 else "reports"
+        print(f"{done.n_new} {taken} taken, {done.n_old} without news, {len(done.faults)} refused")
         for halted in done.halted:
             show_halted(halted, folder)
     if done.faults and not done.n_new and not done.n_old:

@@ -159,7 +159,8 @@ def _show_devices(seen: Seen) -> None:
     if not seen.n_devices:
         print("no device has reported; `fleet collect` and `fleet receive` take reports in")
         return
-    print(f"{seen.n_devices} devices have reported, {seen.n_recent} of them within the last day")
+    have = "device has" if seen.n_devices == 1 else "devices have"
+    print(f"{seen.n_devices} {have} reported, {seen.n_recent} of them within the last day")
     for label, count in seen.versions.items():
         print(f"  {count} run {label}")
     if seen.n_trouble:

@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -467,9 +468,10 @@ def test_a_terminal_that_knows_only_ascii_still_gets_its_output(repo, tmp_path):
 
 @pytest.mark.parametrize("arguments", [["--help"], ["targets"]])
 def test_a_light_command_takes_less_than_two_fifths_of_a_second(tmp_path, arguments):
-    seconds = []
+    seconds = []  # of the processor: other processes may share the machine
     for _ in range(5):
-        start = time.monotonic()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([*EDGESHRINK, *arguments], cwd=tmp_path, capture_output=True, check=True)
-        seconds.append(time.monotonic() - start)
-    assert min(seconds) < 0.4  # the least: other processes may share the machine
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(seconds) < 0.4

@@ -218,7 +218,8 @@ def test_cores_without_rows_take_a_relative_and_are_not_validated(core):
 def test_every_application_processor_of_the_package_has_a_finite_band():
     targets = [t for t in list_targets() if t.kind == "application-processor"]
     targets = [t for t in targets if t.cpu.core != "host"]
-    names = {"rpi4", "rpi5", "rpi3b+", "rpi-zero-2w", "pixel4", "android-arm64"}
+    names = {"rpi4", "rpi5", "rpi3b+", "rpi-zero-2w", "android-arm64"}
+    names |= {"pixel3", "pixel4", "pixel6"}
     assert names <= {t.name for t in targets}
     for target in targets:
         for dtype in ("int8", "float32"):
