@@ -552,6 +552,7 @@ def report(results: Results, folder: Path) -> str:
             for board in sorted({by_id[i].board for i in results.board_out})
             if (errors := [e for i, e in results.board_out.items() if by_id[i].board == board])
         ]),
+        *floor_tables(study),
         "## By model left out\n",
         table(("model", "type", "rows", "mean of measured / predicted"), [
             [model, dtype, len(errors), math.exp(float(np.mean(errors)))]
@@ -593,6 +594,37 @@ def band_tables(results: Results) -> list[str]:
         "log: the band's width, and twenty times what a row lies outside (Gneiting and Raftery, "
         "2007).\n",
         table(("", "rows", "inside", "median half-width", "interval score"), lines),
+    ]
+
+
+# Boards with one chip, at one clock.
+SAME_CHIP = ("Orange Pi 5", "Orange Pi 5 Plus", "RK3588 board")
+
+
+def floor_tables(study: Study) -> list[str]:
+    """Return how well entries of one chip are told by the others' times for the same model."""
+    lines = []
+    for core in ("cortex-a55", "cortex-a76"):
+        rows = [
+            r for r in study.rows
+            if r.engine == "ncnn" and r.core == core
+            and r.board.partition(" (")[0] in SAME_CHIP
+        ]  # fmt: skip
+        errors = []
+        for row in rows:
+            others = [
+                r.log_cycles for r in rows
+                if r.board != row.board
+                and (r.model, r.dtype, r.threads) == (row.model, row.dtype, row.threads)
+            ]  # fmt: skip
+            if others:
+                errors.append(row.log_cycles - float(np.mean(others)))
+        lines.append(error_line(f"RK3588, {core.removeprefix('cortex-').upper()}", errors))
+    return [
+        "Published entries differ where chip and clock are the same: by ncnn's version, cooling, "
+        "memory. Each entry of an RK3588,\ntold by the geometric mean of the other entries' times "
+        "for the same model, type and threads, with no model of ours:\n",
+        table(ERROR_HEAD, lines),
     ]
 
 
