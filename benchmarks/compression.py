@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import sys
 import time
@@ -211,8 +210,10 @@ def points(case: float, baseline: float) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Return mean and standard deviation, in percent."""
-    deviation = statistics.stdev(values) if len(values) > 1 else math.nan
+    """Return mean and standard deviation, in percent; of one value, that."""
+    if len(values) < 2:
+        return percent(statistics.mean(values))
+    deviation = statistics.stdev(values)
     return f"{100 * statistics.mean(values):.2f} ± {100 * deviation:.2f} %"
 
 
