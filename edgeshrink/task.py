@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,8 +81,16 @@ class Metric:
     direction: Literal["higher", "lower"] = "higher"
 
     def drop(self, reference: float, score: float) -> float:
-        """Return by how much `score` is worse than `reference`; negative when it is better."""
-        return reference - score if self.direction == "higher" else score - reference
+        """Return by how much `score` is worse than `reference`; negative when it is better.
+
+        Of the difference, what only the rounding of the scores may have made is cut off: 0.99 and
+        0.98 are 0.01 apart, which a limit of 0.01 allows.
+        """
+        worse = reference - score if self.direction == "higher" else score - reference
+        size = max(abs(reference), abs(score))
+        if not 0 < size < math.inf:
+            return worse
+        return round(worse, 13 - math.floor(math.log10(size)))
 
 
 @dataclass(frozen=True, kw_only=True)

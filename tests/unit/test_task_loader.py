@@ -11,6 +11,7 @@ import torch
 
 from edgeshrink.budget import Budget
 from edgeshrink.errors import ConfigError, ToolchainError
+from edgeshrink.task import Metric
 from edgeshrink.task_loader import find_task, init_task, load_task, parse_settings
 
 TOML = '[task]\nentry = "task.py:build"\n'
@@ -168,6 +169,16 @@ def test_metric_and_budget_of_the_toml_reach_the_task(tmp_path):
     assert (task.metric.name, task.metric.direction) == ("error", "lower")
     assert task.metric.drop(0.2, 0.5) == pytest.approx(0.3)
     assert task.budget == Budget(ram_bytes=2048)
+
+
+def test_a_drop_of_just_what_is_allowed_is_allowed():
+    for hits in range(1, 300):
+        assert Metric().drop(hits / 300, (hits - 1) / 300) <= 1 / 300
+        assert Metric(direction="lower").drop((hits - 1) / 100, hits / 100) <= 0.01
+        assert Metric().drop(hits / 300, (hits - 1.001) / 300) > 1 / 300
+    assert Metric().drop(1e-9, 1e-9 - 1e-15) > 0
+    assert Metric().drop(float("inf"), 0.0) == float("inf")
+    assert Metric().drop(0.0, 0.0) == 0
 
 
 # ---- parameters
