@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -17,15 +18,28 @@ from edgeshrink.target import load_target
 
 # Board as the tables name it -> our target.
 BOARDS: Final = {
-    "nucleo-l4r5zi": "nucleo-l4r5zi", "nucleo-h7a3zi-q": "nucleo-h7a3zi",
-    "nrf5340-dk": "nrf5340dk", "stm32h747i-disco": "stm32h747i-disco",
+    "nucleo-l4r5zi": "nucleo-l4r5zi",
+    "nucleo-h7a3zi-q": "nucleo-h7a3zi",
+    "nrf5340-dk": "nrf5340dk",
+    "stm32h747i-disco": "stm32h747i-disco",
     "nucleo-f446re": "nucleo-f446re",
-}  # fmt: skip
+}
+# Boards that the tables give no profile name.
+DEVICES: Final = {"NUCLEO-F767ZI": "nucleo-f767zi"}  # fmt: skip
 MLPERF: Final = {
     "MLPerf Tiny ad": ("ad", "mlperf_ad01_int8.tflite"),
     "MLPerf Tiny ic": ("ic", "mlperf_ic_resnet8_int8.tflite"),
     "MLPerf Tiny kws": ("kws", "mlperf_kws_dscnn_int8.tflite"),
 }
+OF_MLPERF: Final = {"AD-baseline (FC-AE)": "MLPerf Tiny ad"}  # the same network by another name
+# Channels of the convolution and of each separable block (Banbury et al., 2020, MicroNets; its
+# DS-CNNs are those of Zhang et al., 2017, in width). Strides follow from the published
+# multiply-accumulates, which these come to within 2 %: 1 of the convolution, 2 of the first block.
+KEYWORD_NETS: Final = {
+    "DSCNN-S": (64, *[64] * 4), "DSCNN-M": (172, *[172] * 4), "DSCNN-L": (276, *[276] * 5),
+    "MicroNet-KWS-S": (84, 112, 84, 84, 84, 196), "MicroNet-KWS-M": (140, 140, 140, 140, 112, 196),
+    "MicroNet-KWS-L": (276, 248, 276, 276, 248, 248, 248, 248),
+}  # fmt: skip
 CORES: Final = {"Cortex-M4F": "cortex-m4f", "Cortex-M7": "cortex-m7", "Cortex-M33": "cortex-m33"}
 
 
@@ -77,6 +91,31 @@ def fd_mobilenet(side: int, width: float) -> list[KernelShape]:
     return layers
 
 
+def keyword_net(channels: Sequence[int]) -> list[KernelShape]:
+    """Return the layers of a DS-CNN over 49 frames of 10 coefficients, told apart in 12 classes."""
+    h, w = 49, 10
+    layers = [
+        KernelShape(kind="CONV_2D", in_h=h, in_w=w, in_c=1, out_h=h, out_w=w, out_c=channels[0],
+                    k_h=10, k_w=4, stride=1)
+    ]  # fmt: skip
+    for i, (c, out) in enumerate(pairwise(channels)):
+        stride = 1 if i else 2
+        out_h, out_w = -(-h // stride), -(-w // stride)
+        layers += [
+            KernelShape(kind="DEPTHWISE_CONV_2D", in_h=h, in_w=w, in_c=c, out_h=out_h, out_w=out_w,
+                        out_c=c, k_h=3, k_w=3, stride=stride),
+            KernelShape(kind="CONV_2D", in_h=out_h, in_w=out_w, in_c=c, out_h=out_h, out_w=out_w,
+                        out_c=out, k_h=1, k_w=1, stride=1),
+        ]  # fmt: skip
+        h, w = out_h, out_w
+    last = channels[-1]
+    pool = KernelShape(kind="AVERAGE_POOL_2D", in_h=h, in_w=w, in_c=last, out_h=1, out_w=1,
+                       out_c=last, k_h=h, k_w=w, stride=1)  # fmt: skip
+    dense = KernelShape(kind="FULLY_CONNECTED", in_h=1, in_w=1, in_c=last, out_h=1, out_w=1,
+                        out_c=12, k_h=1, k_w=1, stride=1)  # fmt: skip
+    return [*layers, pool, dense]
+
+
 def squeezenet_v11(side: int) -> list[KernelShape]:
     """Return the convolutions of SqueezeNet 1.1 (Iandola et al., 2016, and its later release)."""
     layers = [_conv(side, 3, 64, 3, 2)]
@@ -93,9 +132,11 @@ def squeezenet_v11(side: int) -> list[KernelShape]:
 
 def _layers(row: Mapping[str, str], models: Path) -> tuple[str, list[KernelShape]] | None:
     """Return the name of a row's network and its layers, None where they are not known."""
-    model, family = row["model"], row["model_family"]
+    model, family = OF_MLPERF.get(row["model"], row["model"]), row["model_family"]
     if model in MLPERF:
         name, file = MLPERF[model]
+    elif model in KEYWORD_NETS:
+        return model, keyword_net(KEYWORD_NETS[model])
     elif family == "resnet v1":
         name, file = "ic", MLPERF["MLPerf Tiny ic"][1]  # the same network
     else:
@@ -121,7 +162,7 @@ def results(anchors: Path, models: Path) -> list[Result]:
     """Return int8 results, those of several submitters of one version together."""
     found: dict[tuple[str, str, str, str], list[Result]] = {}
     for row in _rows(anchors):
-        target = BOARDS.get(row["profile"])
+        target = BOARDS.get(row["profile"]) or DEVICES.get(row["device"])
         layers = _layers(row, models) if target is not None else None
         cycles = float(row["latency_ms"]) * float(row["clock_mhz"]) * 1e3
         if layers is None and not row["macs"]:

@@ -20,6 +20,9 @@ from scipy.optimize import least_squares
 CLASSES: Final = ("conv", "conv 1x1", "depthwise", "fully connected", "rest", "waiting")
 # Engines that run the kernels our model is of: their classes have no factors.
 SAME_KERNELS: Final = ("microTVM+CMSIS-NN",)
+# Engines with earlier versions of these kernels: their classes are drawn to 1, and say nothing of
+# those of other makers.
+EARLIER_KERNELS: Final = ("TFLM+CMSIS-NN",)
 OF_CLASS: Final = {
     "conv": "conv", "conv 1x1": "conv 1x1", "depthwise 3x3": "depthwise",
     "depthwise": "depthwise", "depthwise multiplier": "depthwise",
@@ -95,7 +98,8 @@ def fit(results: Sequence[Result]) -> Model:
         ]
         side = np.append(p[at_core:], 0.0)[[_place(cores, (r.engine, r.core)) for r in rows]]
         other = np.array([[float(r.engine not in SAME_KERNELS)] for r in rows])
-        per_class = np.exp(other * (p[at_class:at_engine] + own[places]))
+        foreign = np.array([[float(r.engine not in EARLIER_KERNELS)] for r in rows])
+        per_class = np.exp(other * (foreign * p[at_class:at_engine] + own[places]))
         return np.asarray(p[0] + np.log((amounts * per_class).sum(1)) + level + side)
 
     weights = np.concatenate([

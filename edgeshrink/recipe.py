@@ -59,6 +59,7 @@ class Factorize:
     """Write layers as two smaller ones (linear: SVD; convolution: Tucker-2), where that is less."""
 
     energy: float = 0.9  # share of the squared singular values that is kept
+    macs: float = 0.0  # share of the multiply-accumulates to keep, at the most energy; 0: `energy`
     least_gain: float = 1.1  # factorize only where the MACs shrink by this factor
     exclude: tuple[str, ...] = ()
 

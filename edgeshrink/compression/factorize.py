@@ -18,7 +18,7 @@ from edgeshrink.compression.layers import (
     tensors_in,
 )
 from edgeshrink.compression.steps import Changed, Context
-from edgeshrink.errors import ModelError
+from edgeshrink.errors import ConfigError, ModelError
 from edgeshrink.quantizer.canonical import TORCH_ERRORS
 from edgeshrink.recipe import Factorize
 from edgeshrink.target import Target
@@ -39,14 +39,28 @@ class _Work:
     n_outputs: int  # positions it writes
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Spectrum:
+    """Where the energy of a layer's weight is."""
+
+    path: str
+    work: _Work
+    energies: tuple[Tensor, ...]
+
+    def ranks(self, share: float) -> tuple[int, ...]:
+        """Return the rank of an SVD, or the two ranks (inputs, outputs) of Tucker-2."""
+        return tuple(_rank(energies, share) for energies in self.energies)
+
+
 def apply(model: nn.Module, step: Factorize, context: Context) -> Changed:
     """Factorize linear layers and convolutions (not grouped ones) of `model`, in place.
 
     Linear layers and convolutions of one tap by a singular value decomposition, others by Tucker-2
-    (higher-order SVD over inputs and outputs). Biases stay with the last part.
+    (higher-order SVD over inputs and outputs). Biases stay with the last part. With `macs` all
+    layers keep the same share of energy: the largest that brings the model down to it.
 
     Raises:
-        ConfigError: `exclude` names no layer.
+        ConfigError: `exclude` names no layer, or ranks of 1 still take more than `macs`.
         ModelError: There is no such layer, or the model doesn't run with factors in its place.
     """
     examples = context.task.example_inputs
@@ -59,30 +73,33 @@ def apply(model: nn.Module, step: Factorize, context: Context) -> Changed:
     }
     require_layers(model, list(layers), "linear layer or plain convolution")
     work = _work_of(model, layers, examples)
-    chosen: dict[str, nn.Sequential] = {}
-    rows: list[dict[str, Any]] = []
+    spectra = []
     for index, (path, layer) in enumerate(layers.items()):
         context.progress(index / len(layers), f"factorizing {path}")
-        if path not in work:
-            continue  # never called: its weight is used some other way
-        plain = _macs(layer, work[path])
-        ranks = _ranks(layer, step.energy)
-        factors = _factors(layer, ranks)
-        fewer = _factored_macs(factors, work[path])
-        if plain >= step.least_gain * fewer and fewer < plain:
-            chosen[path] = factors
-            rows.append(
-                {"layer": path, "ranks": list(ranks), "macs": {"before": plain, "after": fewer}}
-            )
+        if path in work:  # else its weight is used some other way
+            spectra.append(_Spectrum(path=path, work=work[path], energies=_energies(layer)))
     start = macs_of(model, examples)
+    energy = step.energy
+    if step.macs:
+        energy = _energy_for(step.macs * start, start, layers, spectra, step.least_gain)
+    chosen: dict[str, nn.Sequential] = {}
+    rows: list[dict[str, Any]] = []
+    for one in spectra:
+        layer = layers[one.path]
+        ranks = one.ranks(energy)
+        plain, fewer = _macs(layer, one.work), _macs_of_ranks(layer, ranks, one.work)
+        if _gains(plain, fewer, step.least_gain):
+            chosen[one.path] = _factors(layer, ranks)
+            macs = {"before": plain, "after": fewer}
+            rows.append({"layer": one.path, "ranks": list(ranks), "macs": macs})
     _check(model, chosen, examples)
     for path, factors in chosen.items():
         replace_layer(model, layers[path], factors)
     end = macs_of(model, examples)
     return Changed(
         model=model,
-        note=_note(rows, len(layers), start, end, step, context.target),
-        details={"layers": rows, "macs": {"before": start, "after": end}},
+        note=_note(rows, len(layers), start, end, energy, step.least_gain, context.target),
+        details={"layers": rows, "macs": {"before": start, "after": end}, "energy": energy},
     )
 
 
@@ -127,29 +144,22 @@ def _macs(layer: nn.Module, work: _Work) -> int:
     return _n_weights(layer) * work.n_outputs
 
 
-def _factored_macs(factors: nn.Sequential, work: _Work) -> int:
-    """Return the MACs of factors: the last writes the outputs, the one with the taps reads on."""
-    total, positions = 0, work.n_inputs
-    for factor in factors.children():
-        if _changes_positions(factor):
-            positions = work.n_outputs
-        total += _n_weights(factor) * positions
-    return total
+def _macs_of_ranks(layer: Any, ranks: tuple[int, ...], work: _Work) -> int:
+    """Return the MACs of factors: all but Tucker-2's first part run where outputs are written."""
+    n_outputs, n_inputs = _widths(layer)
+    if len(ranks) == 1:
+        return ranks[0] * (n_inputs + n_outputs) * work.n_outputs
+    taps = _n_weights(layer) // (n_outputs * n_inputs)
+    core = ranks[0] * taps * ranks[1] + ranks[1] * n_outputs
+    return n_inputs * ranks[0] * work.n_inputs + core * work.n_outputs
 
 
-def _changes_positions(layer: Any) -> bool:
-    """Say whether a layer may write more or fewer positions than it reads."""
-    if isinstance(layer, nn.Linear):
-        return False
-    return not (_is_pointwise(layer) and set(layer.stride) == {1} and _is_unpadded(layer))
+def _gains(plain: int, fewer: int, least_gain: float) -> bool:
+    return fewer < plain and least_gain * fewer <= plain
 
 
 def _is_pointwise(layer: Any) -> bool:
     return all(size == 1 for size in layer.kernel_size)
-
-
-def _is_unpadded(layer: Any) -> bool:
-    return isinstance(layer.padding, str) or not any(layer.padding)
 
 
 def _rank(energies: Tensor, share: float) -> int:
@@ -167,13 +177,43 @@ def _unfoldings(layer: Any) -> tuple[Tensor, Tensor]:
     return weight.flatten(1), weight.transpose(0, 1).flatten(1)
 
 
-def _ranks(layer: Any, energy: float) -> tuple[int, ...]:
-    """Return the rank of an SVD, or the two ranks (inputs, outputs) of Tucker-2."""
+def _energies(layer: Any) -> tuple[Tensor, ...]:
+    """Return squared singular values: of the outputs; for Tucker-2 of the inputs before them."""
     by_outputs, by_inputs = _unfoldings(layer)
-    out_rank = _rank(torch.linalg.svdvals(by_outputs) ** 2, energy)
+    of_outputs = torch.linalg.svdvals(by_outputs) ** 2
     if isinstance(layer, nn.Linear) or _is_pointwise(layer):
-        return (out_rank,)
-    return _rank(torch.linalg.svdvals(by_inputs) ** 2, energy), out_rank
+        return (of_outputs,)
+    return torch.linalg.svdvals(by_inputs) ** 2, of_outputs
+
+
+def _energy_for(
+    most: float,
+    start: int,
+    layers: Mapping[str, nn.Module],
+    spectra: Sequence[_Spectrum],
+    least_gain: float,
+) -> float:
+    """Return the largest share of energy at which the model takes no more than `most` MACs."""
+
+    def left(energy: float) -> float:
+        total = start
+        for one in spectra:
+            layer = layers[one.path]
+            plain = _macs(layer, one.work)
+            fewer = _macs_of_ranks(layer, one.ranks(energy), one.work)
+            total -= plain - fewer if _gains(plain, fewer, least_gain) else 0
+        return total
+
+    low, high = 0.0, 1.0
+    if left(low) > most:
+        fault = f"asks for {most / start:.1%}, and ranks of 1 leave {left(low) / start:.1%}"
+        raise ConfigError("recipe: factorize: macs", fault, "ask for more, or prune channels first")
+    if left(high) <= most:
+        return high
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if left(middle) <= most else (low, middle)
+    return low
 
 
 def _factors(layer: Any, ranks: tuple[int, ...]) -> nn.Sequential:
@@ -257,16 +297,18 @@ def _note(
     n_layers: int,
     start: int,
     end: int,
-    step: Factorize,
+    energy: float,
+    least_gain: float,
     target: Target,
 ) -> str:
     if not rows:
         return (
-            f"nothing factorized: at energy = {step.energy:g} none of {n_layers} layers needs "
-            f"{step.least_gain:g} times fewer multiply-accumulates as factors"
+            f"nothing factorized: at energy = {energy:.4g} none of {n_layers} layers needs "
+            f"{least_gain:g} times fewer multiply-accumulates as factors"
         )
     return (
-        f"{len(rows)} of {n_layers} layers written as factors; multiply-accumulates {start:,} -> "
+        f"{len(rows)} of {n_layers} layers written as factors with {energy:.1%} of the energy; "
+        f"multiply-accumulates {start:,} -> "
         f"{end:,} ({end / start:.1%}), which {target.name} gains in time and weights; each factor "
         "adds an activation between"
     )

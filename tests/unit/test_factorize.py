@@ -157,6 +157,37 @@ def test_layers_are_split_only_where_macs_shrink_by_the_factor(least_gain, is_sp
     assert ("nothing factorized" in changed.note) is not is_split
 
 
+@pytest.mark.parametrize("share", [0.2, 0.4, 0.7])
+def test_ranks_come_down_to_a_share_of_the_macs_and_no_further(share):
+    torch.manual_seed(0)
+    x = torch.randn(1, 8, 12, 12)
+    layers = [
+        nn.Conv2d(8, 24, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(24, 32, 3), nn.ReLU(),
+        nn.Conv2d(32, 48, 1), nn.Flatten(), nn.Linear(48 * 16, 20),
+    ]  # fmt: skip
+    model = nn.Sequential(*layers)
+    before = count_macs(model, x)
+    changed = run(copy.deepcopy(model), x, Factorize(macs=share))
+    after = count_macs(changed.model, x)
+    assert after <= share * before
+    assert changed.details["macs"]["after"] == after
+    # A bit more of the energy, with the energy given, takes more than asked for.
+    energy = changed.details["energy"]
+    again = run(copy.deepcopy(model), x, Factorize(energy=energy))
+    assert [r["ranks"] for r in again.details["layers"]] == [
+        r["ranks"] for r in changed.details["layers"]
+    ]
+    more = run(copy.deepcopy(model), x, Factorize(energy=energy + 1e-9))
+    assert count_macs(more.model, x) > share * before
+
+
+def test_a_share_of_the_macs_that_ranks_of_1_exceed_is_refused():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, groups=1), nn.Conv2d(8, 8, 3, groups=8))
+    with pytest.raises(ConfigError, match=r"ranks of 1 leave") as caught:
+        run(model, torch.randn(1, 3, 9, 9), Factorize(macs=0.01))
+    assert "1.0%" in caught.value.what
+
+
 def test_grouped_excluded_and_directly_read_layers_stay():
     class Net(nn.Module):
         def __init__(self):
