@@ -173,6 +173,7 @@ def trainable_of(task: Task) -> Trainable:
     return Trainable(
         epochs=max(1, epochs),
         can_distill=_has_logits(task),
+        has_teacher=task.teacher is not None,
         has_validation="validation" in task.data,
     )
 

@@ -44,6 +44,7 @@ class Trainable:
 
     epochs: int  # of fine-tuning; 0: it can't train
     can_distill: bool = False
+    has_teacher: bool = False  # of its own: else a float model teaches what comes of it
     has_validation: bool = False
 
 
@@ -475,15 +476,22 @@ def _finetune(epochs: int, trainable: Trainable) -> Finetune:
 
 
 def _trained_longer(candidate: Candidate, trainable: Trainable) -> Candidate:
-    """Return the same widths with twice the fine-tuning, and training while quantized."""
+    """Return the same widths with twice the fine-tuning, and training while quantized.
+
+    A float model that could have been trained further holds back what learns from it: here what
+    has no teacher of its own learns from the targets alone.
+    """
     prune = candidate.recipe.steps[0]
-    epochs = max(2, trainable.epochs // 4)
-    distill = "soft" if trainable.can_distill else "none"
+    alone = trainable if trainable.has_teacher else replace(trainable, can_distill=False)
     steps = (
-        prune, _finetune(2 * trainable.epochs, trainable),
-        TrainQuantized(epochs=epochs, distill="soft" if distill == "soft" else "none"),
+        prune, _finetune(2 * trainable.epochs, alone),
+        TrainQuantized(
+            epochs=max(2, trainable.epochs // 4), distill="soft" if alone.can_distill else "none"
+        ),
     )  # fmt: skip
-    reasons = (*candidate.reasons, "trained twice as long and then quantized: if the score drops")
+    how = "" if alone.can_distill else ", on the targets alone"
+    reason = f"trained twice as long{how}, and then quantized: if the score drops"
+    reasons = (*candidate.reasons, reason)
     return replace(candidate, recipe=Recipe(steps=steps), reasons=reasons)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -184,6 +185,11 @@ def test_recovery_distils_where_the_task_can_and_is_left_out_where_it_can_not(dr
     assert (finetune.epochs, finetune.distill) == (5, "soft")
     assert isinstance(second.recipe.steps[-1], TrainQuantized)
     assert second.kept == first.kept
+    # The float model held the first one back: the second learns from the targets alone,
+    assert [s.distill for s in second.recipe.steps[1:]] == ["none", "none"]
+    taught = replace(CAN_TRAIN, has_teacher=True)  # but goes on with a teacher of the task's.
+    second = planned(drawn, budget, trainable=taught).chosen[1]
+    assert [s.distill for s in second.recipe.steps[1:]] == ["soft", "soft"]
     bare = planned(drawn, budget, trainable=Trainable(epochs=0)).chosen[0]
     assert [type(s) for s in bare.recipe.steps] == [Prune, Quantize]
 
