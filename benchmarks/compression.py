@@ -78,7 +78,8 @@ def cases() -> list[Case]:
         settings=(("model", "resnet20"), ("epochs", "24"), ("precision", "bfloat16")),
         teacher=resnet56,
     )
-    found = [Case(base=resnet20, recipe=r) for r in ("resnet20-2.5x", "resnet20-4x", "ptq")]
+    recipes = ("resnet20-2.5x", "resnet20-2.5x-low-rank", "resnet20-4x", "ptq")
+    found = [Case(base=resnet20, recipe=r) for r in recipes]
     keywords = Float(name="keywords", task="keywords", settings=())
     found.append(Case(base=keywords, recipe="ptq"))
     for speaker in SPEAKERS:
