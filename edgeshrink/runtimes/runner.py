@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -41,6 +42,7 @@ OLD_RUNTIME_EXTRA: Final = (
 CHUNK_BYTES: Final = 1 << 25  # inputs and outputs of one message
 WARMUPS: Final = 3
 STATIC_SHAPES: Final = "export the model with static shapes"
+STARVED_SHARE: Final = 0.02  # of a processor, at least, for a worker that waits for one
 MODEL_TAG: Final = "edgeshrink-model"  # what the file is called in the worker's memory map
 
 
@@ -117,7 +119,7 @@ def open_model(
             EDGESHRINK_TFLITE_RUNTIME_PYTHON names.
         name: What to call the model in errors; left out, its path.
         timeout_s: How long the worker may give no sign of life: an import, loading the file, one
-            inference.
+            inference. Where others keep the processors busy, that much of a processor's time.
         memory_limit_bytes: Private memory the model may take; left out, 2 GiB and eight times
             the file.
 
@@ -279,7 +281,7 @@ class WorkerProcess:
         data: The model file, which the worker gets as a path.
         engine: Its title and install line are for errors.
         python: The Python that runs the worker, or the command that starts one.
-        timeout_s: How long the worker may give no sign of life.
+        timeout_s: How long the worker may give no sign of life; see `open_model`.
         script: The worker's program, which speaks the protocol of `worker.py`.
     """
 
@@ -349,6 +351,7 @@ class WorkerProcess:
     def hear(self, alive: Callable[[int], None] | None) -> dict[str, Any]:
         """Return the header of the answer, past any signs of life."""
         while True:
+            self.wait()
             try:
                 answer = worker.receive_header(self.socket)
             except TimeoutError as err:
@@ -363,6 +366,28 @@ class WorkerProcess:
                 return answer
             if alive and isinstance(answer["alive"], int):
                 alive(answer["alive"])
+
+    def wait(self) -> None:
+        """Wait until the worker says something, or raise the error of one that hangs.
+
+        It hangs if, in silence, it has had `timeout_s` of the clock and of a processor, or waits
+        for something else than a processor.
+        """
+        start = before = self.processor_seconds()
+        while not _is_readable(self.socket, self.timeout_s):
+            now = self.processor_seconds()
+            is_starved = now - before > STARVED_SHARE * self.timeout_s
+            if not is_starved or now - start >= self.timeout_s:
+                raise self.hung()
+            before = now
+
+    def processor_seconds(self) -> float:
+        """Return the processor time that the worker has taken, all its threads; 0 once it ended."""
+        try:
+            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime, stime
 
     def take(
         self,
@@ -450,6 +475,13 @@ class WorkerProcess:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
+
+
+def _is_readable(connection: socket.socket, timeout_s: float) -> bool:
+    """Return whether there is something to receive, or an end, before the time is over."""
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return bool(poll.poll(timeout_s * 1000))
 
 
 def run_batch(

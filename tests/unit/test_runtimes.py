@@ -16,7 +16,7 @@ import pytest
 
 from edgeshrink.errors import ConfigError, ModelError, ToolchainError
 from edgeshrink.runtimes import ENGINES, ModelRunner, open_model, read_pte, runner, worker
-from edgeshrink.runtimes.runner import PYTHON_VARIABLE
+from edgeshrink.runtimes.runner import PYTHON_VARIABLE, WorkerProcess
 from tests import tiny_models
 
 LITERT = ("litert", "litert-builtin", "litert-reference")
@@ -278,6 +278,39 @@ def test_a_hang_becomes_a_model_error_after_the_timeout() -> None:
             model.run(np.zeros((1, 4), np.int8))
         assert time.monotonic() - start < 5
         assert not is_alive(model.pid)
+
+
+# Loads at once, then takes its argument's seconds of a processor in turns with as long a sleep.
+SLOW_WORKER = """
+import json, socket, sys, time
+connection = socket.socket(fileno=int(sys.argv[1]))
+def send(message):
+    text = json.dumps(message).encode()
+    connection.sendall(len(text).to_bytes(4, "little") + text)
+while time.process_time() < {seconds}:
+    end = time.process_time() + 0.05
+    while time.process_time() < end:
+        pass
+    time.sleep(0.15)
+send({{"done": True}})
+"""
+
+
+@pytest.mark.parametrize(("seconds", "is_patient"), [(0.3, True), (30, False)])
+def test_a_worker_that_others_keep_from_the_processor_does_not_hang(
+    tmp_path: Path, seconds: float, is_patient: bool
+) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text(SLOW_WORKER.format(seconds=seconds))
+    process = WorkerProcess("my.tflite", b"", ENGINES["litert"], sys.executable, 0.5, str(script))
+    try:
+        if is_patient:
+            assert process.hear(None) == {"done": True}
+        else:
+            with pytest.raises(ToolchainError, match=r"no sign of life for 0\.5 s"):
+                process.hear(None)
+    finally:
+        process.close()
 
 
 def test_a_hang_is_noticed_while_data_is_still_being_sent() -> None:
