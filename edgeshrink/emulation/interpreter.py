@@ -37,6 +37,7 @@ THREE_OPS: Final = 37_320
 RODATA: Final = 1_024
 PER_OP: Final = (NINE_OPS - THREE_OPS) / 6  # an operator with all its types
 BASE: Final = THREE_OPS - 3 * PER_OP  # the interpreter
+INT8_KINDS: Final = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")  # without uint8 kernels
 INT8_SHARE: Final = (NINE_INT8_OPS - BASE) / (NINE_OPS - BASE)
 CODE_ERROR: Final = 0.15  # other operators, compilers and versions
 STACK_BYTES: Final = 1_148  # the deepest of those images
@@ -137,7 +138,8 @@ def _check_types(graph: Graph, target: Target) -> None:
     for op in graph.ops:
         for index in (*op.inputs, *op.outputs):
             dtype = graph.tensors[index].dtype if index >= 0 else ""
-            if dtype.startswith("float") and dtype not in target.ops.dtypes:
+            is_old = dtype == "uint8" and op.kind in INT8_KINDS
+            if (dtype.startswith("float") or is_old) and dtype not in target.ops.dtypes:
                 raise ModelError(
                     f"{graph.name}: {op.kind} (operator {op.index})",
                     f"computes in {dtype}, {target.name} allows {', '.join(target.ops.dtypes)}",

@@ -150,7 +150,7 @@ def _conv(graph: Graph, op: Op, *, depthwise: bool) -> Conv:
     y = graph.tensors[op.outputs[0]]
     types = (x.dtype, w.dtype, y.dtype)
     if types != ("int8", "int8", "int8"):
-        raise refuse(graph, op, f"has the types {types}", "quantize the model to int8")
+        raise refuse(graph, op, f"has the types {', '.join(types)}", "quantize the model to int8")
     if w.data is None:
         raise refuse(graph, op, "has weights that are computed", "make them constants")
     bias = constant(graph, op, 2)

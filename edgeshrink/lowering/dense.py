@@ -32,7 +32,7 @@ def fully_connected(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant
     w = graph.tensors[op.inputs[1]]
     types = (x.dtype, w.dtype, y.dtype)
     if types != ("int8", "int8", "int8"):
-        raise refuse(graph, op, f"has the types {types}", "quantize the model to int8")
+        raise refuse(graph, op, f"has the types {', '.join(types)}", "quantize the model to int8")
     if w.data is None:
         raise refuse(graph, op, "has weights that are computed", "make them constants")
     n_out, n_in = w.shape

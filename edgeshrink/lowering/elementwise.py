@@ -127,7 +127,7 @@ def prelu(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ...]:
     x, alpha, y = _tensors(graph, op)
     types = x.dtype, alpha.dtype, y.dtype
     if types not in (("int8", "int8", "int8"), ("int16", "int8", "int16")):
-        raise refuse(graph, op, f"has the types {types}", "quantize the model to int8")
+        raise refuse(graph, op, f"has the types {', '.join(types)}", "quantize the model to int8")
     x_scale, x_zero = scale_and_zero(graph, op, x.index)
     alpha_scale, alpha_zero = scale_and_zero(graph, op, alpha.index)
     y_scale, y_zero = scale_and_zero(graph, op, y.index)
@@ -327,7 +327,7 @@ def _tensors(graph: Graph, op: Op) -> tuple[Tensor, Tensor, Tensor]:
 def _suffix(graph: Graph, op: Op, *tensors: Tensor) -> str:
     types = tuple(t.dtype for t in tensors)
     if len(set(types)) != 1 or types[0] not in _SUFFIX:
-        raise refuse(graph, op, f"has the types {types}", "quantize the model to int8")
+        raise refuse(graph, op, f"has the types {', '.join(types)}", "quantize the model to int8")
     return _SUFFIX[types[0]]
 
 

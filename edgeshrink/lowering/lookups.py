@@ -47,7 +47,7 @@ def pointwise(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ...]
         return _table_variants(graph, op, _table(graph, op))
     if (x.dtype, y.dtype) == ("int16", "int16") and op.kind in _INT16:
         return (_int16(graph, op, x, y),)
-    raise refuse(graph, op, f"has the types {(x.dtype, y.dtype)}", "quantize the model to int8")
+    raise refuse(graph, op, f"has the types {x.dtype}, {y.dtype}", "quantize the model to int8")
 
 
 def pointwise_variants(graph: Graph, op: Op) -> tuple[Variant, ...]:
@@ -59,7 +59,7 @@ def rsqrt(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ...]:
     """Return the variants of RSQRT."""
     x, y = _tensors(graph, op)
     if (x.dtype, y.dtype) != ("int8", "int8"):
-        raise refuse(graph, op, f"has the types {(x.dtype, y.dtype)}", "quantize to int8")
+        raise refuse(graph, op, f"has the types {x.dtype}, {y.dtype}", "quantize to int8")
     return _table_variants(graph, op, _rsqrt_table(graph, op, x, y))
 
 
@@ -71,7 +71,7 @@ def quantize(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ...]:
         function = f"es_quantize_f32{_FROM_FLOAT[y.dtype]}__ref"
         return (_float_variant(function, x, y, y_scale, y_zero),)
     if (x.dtype, y.dtype) not in _RESCALES:
-        raise refuse(graph, op, f"has the types {(x.dtype, y.dtype)}", "quantize the model to int8")
+        raise refuse(graph, op, f"has the types {x.dtype}, {y.dtype}", "quantize the model to int8")
     x_scale, x_zero = scale_and_zero(graph, op, x.index)
     multiplier, shift = _factor(graph, op, x_scale / y_scale)
     shape = StructArg(
@@ -104,7 +104,7 @@ def dequantize(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ...
     """Return the variants of DEQUANTIZE."""
     x, y = _tensors(graph, op)
     if x.dtype not in _TO_FLOAT or y.dtype != "float32":
-        raise refuse(graph, op, f"has the types {(x.dtype, y.dtype)}", "quantize the model to int8")
+        raise refuse(graph, op, f"has the types {x.dtype}, {y.dtype}", "quantize the model to int8")
     scale, zero = scale_and_zero(graph, op, x.index)
     function = f"es_dequantize_{_TO_FLOAT[x.dtype]}f32__ref"
     return (_float_variant(function, x, y, scale, zero),)

@@ -24,7 +24,7 @@ def batch_matmul(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, .
     y = graph.tensors[op.outputs[0]]
     types = (a.dtype, w.dtype, y.dtype)
     if types not in (("int8",) * 3, ("int16",) * 3):
-        raise refuse(graph, op, f"has the types {types}", "quantize the model to int8")
+        raise refuse(graph, op, f"has the types {', '.join(types)}", "quantize the model to int8")
     ranks = (len(a.shape), len(w.shape))
     if not all(2 <= rank <= 5 for rank in ranks):
         raise refuse(graph, op, f"has the shapes {(a.shape, w.shape)}", "use 2 to 5 dimensions")

@@ -26,7 +26,7 @@ def softmax(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ...]:
     x, y = graph.tensors[op.inputs[0]], graph.tensors[op.outputs[0]]
     types = x.dtype, y.dtype
     if types not in _SOFTMAX_OUTPUT:
-        raise refuse(graph, op, f"has the types {types}", "quantize the model to int8")
+        raise refuse(graph, op, f"has the types {', '.join(types)}", "quantize the model to int8")
     rows, n = _rows(graph, op, x, y)
     x_scale, x_zero = scale_and_zero(graph, op, x.index)
     y_scale, y_zero = scale_and_zero(graph, op, y.index)
@@ -216,7 +216,7 @@ def _rows(graph: Graph, op: Op, x: Tensor, y: Tensor) -> tuple[int, int]:
 def _int8_tensors(graph: Graph, op: Op) -> tuple[Tensor, Tensor]:
     x, y = graph.tensors[op.inputs[0]], graph.tensors[op.outputs[0]]
     if (x.dtype, y.dtype) != ("int8", "int8"):
-        raise refuse(graph, op, f"has the types {(x.dtype, y.dtype)}", "quantize the model to int8")
+        raise refuse(graph, op, f"has the types {x.dtype}, {y.dtype}", "quantize the model to int8")
     return x, y
 
 

@@ -57,7 +57,7 @@ def svdf(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ...]:
     y = graph.tensors[op.outputs[0]]
     types = (x.dtype, features.dtype, y.dtype)
     if types != ("int8", "int8", "int8") or times.dtype not in ("int8", "int16"):
-        what = f"has the types {(*types, times.dtype)}"
+        what = f"has the types {', '.join((*types, times.dtype))}"
         raise refuse(graph, op, what, "quantize the model to int8, with time weights int8 or int16")
     rank = int(op.options["rank"])
     shapes = (x.shape, features.shape, times.shape, y.shape)
@@ -140,7 +140,7 @@ def lstm(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ...]:
         raise refuse(graph, op, "lacks a gate, a bias or its state", "use a plain LSTM")
     x, y = graph.tensors[op.inputs[0]], graph.tensors[op.outputs[0]]
     if (x.dtype, y.dtype) != ("int8", "int8"):
-        what = f"has the types {(x.dtype, y.dtype)}"
+        what = f"has the types {x.dtype}, {y.dtype}"
         raise refuse(graph, op, what, "quantize the model to int8")
     if str(op.options["activation"]) != "TANH":
         what = f"has the activation {op.options['activation']}"

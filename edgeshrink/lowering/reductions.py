@@ -160,7 +160,7 @@ def arg_max(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant, ...]:
     x, y = graph.tensors[op.inputs[0]], graph.tensors[op.outputs[0]]
     types = x.dtype, y.dtype
     if types not in (("int8", "int32"), ("int8", "int64")):
-        raise refuse(graph, op, f"has the types {types}", "quantize its input to int8")
+        raise refuse(graph, op, f"has the types {', '.join(types)}", "quantize its input to int8")
     axes = _axes(graph, op, x)
     if len(axes) != 1:
         raise refuse(graph, op, f"has the axes {axes}", "give it one axis")
@@ -239,7 +239,7 @@ def _tensors(graph: Graph, op: Op) -> tuple[Tensor, Tensor, str]:
     x, y = graph.tensors[op.inputs[0]], graph.tensors[op.outputs[0]]
     if x.dtype != y.dtype or x.dtype not in _SUFFIX:
         types = x.dtype, y.dtype
-        raise refuse(graph, op, f"has the types {types}", "quantize the model to int8")
+        raise refuse(graph, op, f"has the types {', '.join(types)}", "quantize the model to int8")
     return x, y, _SUFFIX[x.dtype]
 
 

@@ -25,7 +25,7 @@ def transpose_conv(graph: Graph, op: Op, isa: tuple[str, ...]) -> tuple[Variant,
     y = graph.tensors[op.outputs[0]]
     types = (x.dtype, w.dtype, y.dtype)
     if types not in (("int8", "int8", "int8"), ("int16", "int8", "int16")):
-        raise refuse(graph, op, f"has the types {types}", "quantize the model to int8")
+        raise refuse(graph, op, f"has the types {', '.join(types)}", "quantize the model to int8")
     if w.data is None:
         raise refuse(graph, op, "has weights that are computed", "make them constants")
     bias = constant(graph, op, 3)

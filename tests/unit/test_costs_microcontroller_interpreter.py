@@ -220,6 +220,14 @@ def test_a_float_model_is_refused_where_the_target_allows_integers_only(tmp_path
         _check_types(graph, load_target("rp2040"))
 
 
+def test_products_of_the_old_unsigned_scheme_are_refused_by_their_type() -> None:
+    from edgeshrink.emulation.interpreter import _check_types
+
+    graph = one_op("FULLY_CONNECTED", (1, 4), (2, 4), (1, 2), "uint8")
+    with pytest.raises(ModelError, match="FULLY_CONNECTED.*computes in uint8, rp2040 allows int8"):
+        _check_types(graph, load_target("rp2040"))
+
+
 def test_a_file_that_tflm_can_not_load_is_named_with_the_reason(tmp_path: Path) -> None:
     path = tmp_path / "broken.tflite"
     path.write_bytes(b"TFL3 and nothing else")
