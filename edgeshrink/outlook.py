@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -33,11 +34,13 @@ from edgeshrink.checkpoints import (
 )
 from edgeshrink.compression.prune import pruning
 from edgeshrink.compression.steps import Context
+from edgeshrink.costs.work import graph_macs
 from edgeshrink.errors import BudgetError, ConfigError, ModelError, ToolchainError
 from edgeshrink.lowering import Optimize
 from edgeshrink.planning import Candidate, Plan, Trainable, after, plan, price
 from edgeshrink.planning.plan import FIGURES, WHOLE, levels, narrower, trained_whole
 from edgeshrink.planning.search import SHARES
+from edgeshrink.profile import Figure
 from edgeshrink.program import ProgramModule
 from edgeshrink.quantizer.sketch import Sketch, sketch
 from edgeshrink.recipe import Prune, Recipe
@@ -52,9 +55,11 @@ T = TypeVar("T")
 ATTEMPTS: Final = 3
 TIGHTENED: Final = 0.99  # of a limit, at most, after a prediction that was too low
 SENSITIVITY: Final = "sensitivity"  # folder of the checkpoints, and of the user's cache
-SENSITIVITY_S: Final = 20.0  # spent on scoring narrower models, about
+SENSITIVITY_MACS: Final = 1e12  # of scoring narrower models, about: twenty seconds
 MEASURED_LEVELS: Final = (0.5, 0.25, 0.75)  # shares of a group's channels, in this order
 FINETUNE_EPOCHS: Final = 10  # where the task does not say how it trains
+# How near to the figures of a plan before training one after it must stay to be built instead.
+KEPT_WITHIN: Final = {"flash_bytes": 0.01, "ram_bytes": 0.03, "latency_ms": 0.05}
 
 
 def plan_task(
@@ -118,7 +123,8 @@ def planned_widths(
     except ModelError:
         groups, sensitivity = (), None
     else:
-        sensitivity = _sensitivity(task, groups, cut, step, seed, cache, progress)
+        macs = float(graph_macs(drawn.graph))
+        sensitivity = _sensitivity(task, groups, cut, step, seed, cache, macs, progress)
     return narrower(
         drawn, groups, target, budget, SHARES, trainable=trainable, importance=step.importance,
         sensitivity=sensitivity, optimize=optimize, threads=threads,
@@ -138,6 +144,7 @@ def _plan(
     seed: int,
     cache: Path | None,
     progress: Callable[[float, str], None],
+    within: Budget | None = None,
 ) -> Plan:
     step = Prune(ratio=0.5)
     context = Context(task=task, target=target, seed=seed)
@@ -153,10 +160,11 @@ def _plan(
         else:
             if task.training is None and task.evaluate is not None and "validation" in task.data:
                 progress(0.1, "measuring sensitivity")
-                sensitivity = _sensitivity(task, groups, cut, step, seed, cache, progress)
+                macs = float(graph_macs(drawn.graph))
+                sensitivity = _sensitivity(task, groups, cut, step, seed, cache, macs, progress)
     found = plan(
         drawn, groups, target, budget, trainable=trainable, importance=step.importance,
-        sensitivity=sensitivity, optimize=optimize, threads=threads,
+        sensitivity=sensitivity, within=within, optimize=optimize, threads=threads,
         progress=lambda share, detail: progress(0.4 + 0.6 * share, detail),
     )  # fmt: skip
     progress(1.0, "planned")
@@ -204,9 +212,13 @@ def _sensitivity(
     step: Prune,
     seed: int,
     cache: Path | None,
+    macs: float,
     progress: Callable[[float, str], None],
 ) -> dict[str, dict[int, float]]:
     """Return by how much the validation score drops when one group alone keeps fewer channels.
+
+    `macs` are those of one inference: the more it takes to score a model, the fewer widths of a
+    group are measured, one at least.
 
     What was measured is found again by the digest of weights, data and groups, and taken if the
     whole model has the score that it had: code of the task may have changed besides.
@@ -218,15 +230,22 @@ def _sensitivity(
     ]  # fmt: skip
     key = hashlib.sha256("\n".join(described).encode()).hexdigest()[:24]
     path = None if cache is None else cache / f"{key}.json"
-    whole = score(task, float_predict(task.model), "validation")
+    predict, n_samples = float_predict(task.model), 0
+
+    def counted(*inputs: Any) -> Any:
+        nonlocal n_samples
+        n_samples += len(inputs[0])
+        return predict(*inputs)
+
+    whole = score(task, counted, "validation")
     stored = None if path is None else _stored_sensitivity(path, whole)
     if stored is not None:
         return stored
     full = {g.root: g.n_channels for g in groups}
     found: dict[str, dict[int, float]] = {g.root: {} for g in groups}
-    started = time.monotonic()
+    level_macs = macs * n_samples * len(groups)
     for number, share in enumerate(MEASURED_LEVELS):
-        if number and time.monotonic() - started > SENSITIVITY_S * number / len(MEASURED_LEVELS):
+        if number and (number + 1) * level_macs > SENSITIVITY_MACS:
             break
         for group in groups:
             progress(0.1 + 0.1 * number, f"sensitivity of {group.root}")
@@ -303,9 +322,10 @@ def build_to_fit(
     fits = not whole.overruns(budget)
     started = time.monotonic()
     spent: dict[str, float] = {}
+    promised: Plan | None = None  # by figures that `plan` prints before anything is trained
     if task.training is not None:
         if not fits:
-            plan_task(
+            promised = plan_task(
                 task, target, budget, optimize=optimize, threads=threads, seed=seed,
                 progress=lambda share, detail: progress("planning", share, detail),
             )  # fmt: skip  # raises where nothing can fit, before anything is trained
@@ -327,14 +347,14 @@ def build_to_fit(
                                             spent=spent),
         )  # fmt: skip
 
-    def planned(budget: Budget) -> Plan:
+    def planned(budget: Budget, within: Budget | None = None) -> Plan:
         return _plan(
             trained, target, budget, drawn, trainable_of(task), optimize=optimize, threads=threads,
-            seed=seed, cache=cache or checkpoints / SENSITIVITY,
+            seed=seed, cache=cache or checkpoints / SENSITIVITY, within=within,
             progress=lambda share, detail: progress("planning", share, detail),
         )  # fmt: skip
 
-    queue = _Queue(planned, budget, trainable_of(task))
+    queue = _Queue(planned, budget, trainable_of(task), promised)
     try:
         done = build_first(queue.following, attempt, out)
     except BudgetError:
@@ -356,16 +376,21 @@ class _Queue:
     """Says what to build next, from the plan and what the last attempt missed."""
 
     def __init__(
-        self, planned: Callable[[Budget], Plan], budget: Budget, trainable: Trainable
+        self,
+        planned: Callable[[Budget, Budget | None], Plan],
+        budget: Budget,
+        trainable: Trainable,
+        promised: Plan | None,
     ) -> None:
         self.planned, self.budget, self.trainable = planned, budget, trainable
+        self.promised = promised
         self.plan: Plan | None = None
         self.rest: tuple[Candidate, ...] = ()
         self.last: Candidate | None = None
 
     def following(self, missed: BudgetError | None) -> Candidate | None:
         if self.plan is None:
-            self.plan = self.planned(self.budget)
+            self.plan = self._first()
             self.rest = self.plan.chosen or self.plan.candidates[-1:]
         elif self.last is None or missed is None or self.last not in self.plan.chosen:
             self.rest = ()
@@ -373,8 +398,30 @@ class _Queue:
             self.rest = self._after_whole(self.last, missed)
         else:
             self.rest = after(self.plan, self.last, missed.where)
+            if not self.rest and missed.where == "drop" and self.plan is self.promised:
+                self.rest = self._by_training(self.last)
         self.last = self.rest[0] if self.rest else None
         return self.last
+
+    def _first(self) -> Plan:
+        """Return the plan to begin with: one that keeps what was promised before the training.
+
+        The trained model says better which layers can spare channels; but what it says counts only
+        where flash, RAM and latency stay what they were.
+        """
+        if self.promised is None or not self.promised.chosen:
+            return self.planned(self.budget, None)
+        figures = self.promised.chosen[0].price.figures
+        found = self.planned(self.budget, _bounded(self.budget, figures))
+        if found.chosen and _is_near(found.chosen[0].price.figures, figures):
+            return found
+        return self.promised
+
+    def _by_training(self, failed: Candidate) -> tuple[Candidate, ...]:
+        """Return what the trained model says where promised widths lose too much, trained long."""
+        self.plan = self.planned(self.budget, None)
+        kept = [c for c in self.plan.chosen if c.kept == self.plan.chosen[0].kept]
+        return tuple(c for c in kept[-1:] if c.kept != failed.kept)
 
     def _after_whole(self, whole: Candidate, missed: BudgetError) -> tuple[Candidate, ...]:
         """Return what to do where the whole model was predicted to fit, and does not."""
@@ -393,10 +440,29 @@ class _Queue:
         changed: dict[str, Any] = {name: limit if name == "latency_ms" else int(limit)}
         tight = replace(self.budget, **changed)
         try:
-            self.plan = self.planned(tight)
+            self.plan = self.planned(tight, None)
         except BudgetError:
             return ()
         return self.plan.chosen
+
+
+def _bounded(budget: Budget, figures: Mapping[str, Figure]) -> Budget:
+    """Return the limits, none above the upper ends of these figures."""
+    limits: dict[str, Any] = {}
+    for name in KEPT_WITHIN:
+        given = getattr(budget, name)
+        if name in figures:
+            high = figures[name].high if name == "latency_ms" else math.ceil(figures[name].high)
+            limits[name] = high if given is None else min(given, high)
+    return replace(budget, **limits)
+
+
+def _is_near(figures: Mapping[str, Figure], others: Mapping[str, Figure]) -> bool:
+    return all(
+        abs(figures[name].value - others[name].value) <= share * others[name].value
+        for name, share in KEPT_WITHIN.items()
+        if name in figures and name in others
+    )
 
 
 class _Attempts:

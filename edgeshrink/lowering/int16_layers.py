@@ -27,7 +27,8 @@ def int16_layer(graph: Graph, op: Op) -> tuple[Variant, ...]:
     y = graph.tensors[op.outputs[0]]
     types = (x.dtype, w.dtype, y.dtype)
     if types != ("int16", "int8", "int16"):
-        raise refuse(graph, op, f"has the types {', '.join(types)}", "use int16, int8 weights, int16")
+        what = f"has the types {', '.join(types)}"
+        raise refuse(graph, op, what, "use int16, int8 weights, int16")
     if w.data is None:
         raise refuse(graph, op, "has weights that are computed", "make them constants")
     is_depthwise, is_dense = op.kind == "DEPTHWISE_CONV_2D", op.kind == "FULLY_CONNECTED"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final
@@ -28,7 +28,10 @@ from edgeshrink.recipe import Finetune, Importance, Prune, Quantize, Recipe, Tra
 from edgeshrink.target import Target
 
 LEVELS: Final = 8  # widths of a group that are priced, its own included
-SEARCH_S: Final = 25.0  # after which no further level is priced
+# Operators that are priced for each share of `TIGHTER`, about: a microcontroller's kernels in six
+# seconds. A number, not a time, so that a plan is the same on a slow machine.
+PRICED_OPS: Final = {"microcontroller": 1_000}
+PRICED_OPS_ELSE: Final = 100_000
 TIGHTER: Final = (1.0, 0.93, 0.8)  # of the budget: a first candidate, and ones for when it misses
 ROUNDS: Final = 6  # of correcting the knapsack's sums by true prices
 WHOLE: Final = "whole"  # the candidate that keeps every channel
@@ -89,6 +92,7 @@ def plan(
     trainable: Trainable,
     importance: Importance = "magnitude",
     sensitivity: Sensitivity | None = None,
+    within: Budget | None = None,
     optimize: Optimize = "latency",
     threads: int = 1,
     progress: Progress = lambda share, detail: None,
@@ -103,6 +107,7 @@ def plan(
         trainable: What recipes may do to recover.
         importance: By which `groups` are rated; goes into the recipes.
         sensitivity: Drops in score by group and width, where they were measured.
+        within: Tighter limits for the widths alone; kernels are those that `budget` asks for.
         optimize, threads: As in a build.
         progress: Called as the search advances.
 
@@ -112,7 +117,7 @@ def plan(
     """
     search = _Search(
         sketch, groups, target, budget, optimize=optimize, threads=threads,
-        sensitivity=sensitivity, progress=progress,
+        sensitivity=sensitivity, within=within, progress=progress,
     )  # fmt: skip
     progress(0.0, "pricing the whole model")
     whole = search.candidate(search.full, WHOLE, trainable, importance)
@@ -158,10 +163,14 @@ class _Search:
         threads: int,
         sensitivity: Sensitivity | None,
         progress: Progress,
+        within: Budget | None = None,
     ) -> None:
         self.sketch, self.target, self.budget = sketch, target, budget
+        self.within = within or budget
         self.optimize, self.threads, self.progress = optimize, threads, progress
         self.sensitivity = sensitivity
+        priced_ops = PRICED_OPS.get(target.kind, PRICED_OPS_ELSE)
+        self.most = max(8, priced_ops // max(1, len(sketch.graph.ops)))
         self.known: dict[tuple[int, ...], Price] = {}
         self.seconds = 0.0
         self.unfollowed: list[str] = []
@@ -270,7 +279,7 @@ class _Search:
 
     def widths(self, share: float) -> dict[str, int] | None:
         """Return the gentlest widths found whose price is at most `share` of every limit."""
-        budget = _scaled(self.budget, share)
+        budget = _scaled(self.within, share)
         reference = self._uniform(budget)
         if reference is None:
             return None
@@ -307,29 +316,27 @@ class _Search:
             if _limit(budget, what) is not None and name in self.price(reference).figures
         ]  # fmt: skip
         at = self._highs(reference, names)
-        started = time.monotonic()
-        options: list[list[tuple[int, Choice]]] = []
-        for position, group in enumerate(self.groups):
-            self.progress(0.2 + 0.6 * position / len(self.groups), f"pricing {group.root}")
-            rows = []
-            for width in levels(group):
-                late = time.monotonic() - started > SEARCH_S / len(TIGHTER)
-                if late and width != reference[group.root]:
-                    continue
-                highs = self._highs({**reference, group.root: width}, names)
-                costs = tuple(h - a for h, a in zip(highs, at, strict=True))
-                rows.append((width, Choice(loss=self.group_loss(group, width), costs=costs)))
-            options.append(rows)
+        options: dict[str, list[tuple[int, Choice]]] = {g.root: [] for g in self.groups}
+        before = len(self.known)
+        for group, width in self._steps(reference):
+            if width != reference[group.root] and len(self.known) - before >= self.most:
+                continue
+            self.progress(0.2 + 0.6 * len(options[group.root]) / LEVELS, f"pricing {group.root}")
+            highs = self._highs({**reference, group.root: width}, names)
+            costs = tuple(h - a for h, a in zip(highs, at, strict=True))
+            choice = Choice(loss=self.group_loss(group, width), costs=costs)
+            options[group.root].append((width, choice))
+        rows = [sorted(row, key=lambda x: -x[0]) for row in options.values()]
         limits = [float(_limit(budget, what) or 0) for what, n in FIGURES.items() if n in names]
         slack = [limit - a for limit, a in zip(limits, at, strict=True)]
         for _ in range(ROUNDS):
-            shifted, bounds = _non_negative([[c for _, c in rows] for rows in options], slack)
+            shifted, bounds = _non_negative([[c for _, c in row] for row in rows], slack)
             chosen = knapsack(shifted, bounds)
             if chosen is None:
                 return None
             kept = {
-                group.root: rows[number][0]
-                for group, rows, number in zip(self.groups, options, chosen, strict=True)
+                root: row[number][0]
+                for root, row, number in zip(options, rows, chosen, strict=True)
             }
             over = [
                 high - limit for high, limit in zip(self._highs(kept, names), limits, strict=True)
@@ -339,6 +346,16 @@ class _Search:
             slack = [s - max(0.0, o) * 1.1 for s, o in zip(slack, over, strict=True)]
         return None
 
+    def _steps(self, reference: Mapping[str, int]) -> Iterator[tuple[ChannelGroup, int]]:
+        """Yield every group with every width, those first that say most: each group's in turn."""
+        for rank in range(LEVELS):
+            for group in self.groups:
+                ordered = _spread(levels(group))
+                ordered.remove(reference[group.root])
+                ordered.insert(0, reference[group.root])
+                if rank < len(ordered):
+                    yield group, ordered[rank]
+
     def _highs(self, kept: Mapping[str, int], names: Sequence[str]) -> list[float]:
         figures = self.price(kept).figures
         return [figures[name].high for name in names]
@@ -347,8 +364,8 @@ class _Search:
         """Give channels back where that gains most, as long as the price still fits."""
         counts = dict(kept)
         open_groups = list(self.groups)
-        started = time.monotonic()
-        while open_groups and time.monotonic() - started < SEARCH_S / len(TIGHTER):
+        before = len(self.known)
+        while open_groups and len(self.known) - before < self.most:
             gains = {}
             for group in open_groups:
                 wider = [w for w in levels(group) if w > counts[group.root]]
@@ -433,6 +450,18 @@ def levels(group: ChannelGroup) -> tuple[int, ...]:
     ]
     rounded = [w // unit * unit if w < group.n_channels else w for w in spread]
     return tuple(sorted({*(w for w in rounded if w >= least), least}, reverse=True))
+
+
+def _spread(widths: Sequence[int]) -> list[int]:
+    """Return the same widths, both ends first, then what halves the gaps."""
+    ordered = [widths[0], widths[-1]] if len(widths) > 1 else list(widths)
+    gaps = [(0, len(widths) - 1)]
+    for low, high in gaps:
+        middle = (low + high) // 2
+        if middle > low:
+            ordered.append(widths[middle])
+            gaps += [(low, middle), (middle, high)]
+    return ordered
 
 
 def importance_loss(group: ChannelGroup, kept: int) -> float:
@@ -590,7 +619,7 @@ def narrower(
     if whole.overruns:
         search.certify()
     figures = {n: f.high for n, f in whole.price.figures.items() if n in FIGURES.values()}
-    search.budget = budget = _at_most(budget, figures)
+    search.budget = search.within = budget = _at_most(budget, figures)
     for position, share in enumerate(shares):
         progress(position / len(shares), f"within {share:.0%} of the budget")
         if share >= 1 and found:

@@ -224,7 +224,7 @@ def test_products_of_the_old_unsigned_scheme_are_refused_by_their_type() -> None
     from edgeshrink.emulation.interpreter import _check_types
 
     graph = one_op("FULLY_CONNECTED", (1, 4), (2, 4), (1, 2), "uint8")
-    with pytest.raises(ModelError, match="FULLY_CONNECTED.*computes in uint8, rp2040 allows int8"):
+    with pytest.raises(ModelError, match=r"FULLY_CONNECTED.*computes in uint8, rp2040 allows int8"):
         _check_types(graph, load_target("rp2040"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +13,15 @@ from torch import nn
 
 from edgeshrink import outlook
 from edgeshrink.budget import Budget
+from edgeshrink.compression.prune import pruning
+from edgeshrink.compression.steps import Context
 from edgeshrink.errors import BudgetError
 from edgeshrink.outlook import build_to_fit, plan_task
+from edgeshrink.planning import price
+from edgeshrink.quantizer.sketch import sketch
 from edgeshrink.recipe import Prune, Recipe, TrainQuantized, kept_channels
 from edgeshrink.target import load_target
-from edgeshrink.task import ArraySplit, Task
+from edgeshrink.task import ArraySplit, Task, Training
 
 TARGET = load_target("rp2040")
 TIGHT = Budget(flash_bytes=9000)
@@ -118,6 +123,55 @@ def test_after_a_drop_the_same_widths_are_trained_longer(tried, tmp_path):
     first, second = recipes
     assert widths(second) == widths(first)
     assert isinstance(second.steps[-1], TrainQuantized)
+
+
+@pytest.fixture
+def trains(monkeypatch):
+    """Leave out the training of a task that asks for it, and set what the trained model spares."""
+    drops: dict[str, dict[int, float]] = {}
+    monkeypatch.setattr(outlook, "train", lambda task, **others: None)
+    monkeypatch.setattr(outlook, "_sensitivity", lambda *given: drops)
+    task = replace(make_task(), training=Training(epochs=1))
+    return task, drops
+
+
+COSTLY_A = {"a": {12: 0.9}, "b": {16: 0.0, 8: 0.0}}
+COSTLY_B = {"a": {12: 0.0, 4: 0.0}, "b": {16: 0.9}}
+
+
+@pytest.mark.parametrize("drops", [COSTLY_A, COSTLY_B])
+def test_what_a_plan_promised_before_training_is_what_is_built(tried, trains, tmp_path, drops):
+    task, measured = trains
+    measured.update(drops)
+    promised = plan_task(task, TARGET, TIGHT).chosen[0]
+    build_to_fit(task, TARGET, recipe=None, budget=TIGHT, out=tmp_path / "out")
+    ((recipe,), _) = tried
+    model = deepcopy(task.model)
+    context = Context(task=task, target=TARGET, seed=0)
+    groups, cut = pruning(model, Prune(ratio=0.5), context)
+    full = {g.root: g.n_channels for g in groups}
+    narrow = cut(full | widths(recipe))
+    priced = price(sketch(narrow, task.example_inputs).graph, TARGET, budget=TIGHT)
+    for name, share in (("flash_bytes", 0.02), ("ram_bytes", 0.05), ("latency_ms", 0.1)):
+        assert priced.figures[name].value == pytest.approx(
+            promised.price.figures[name].value, rel=share
+        )
+
+
+def test_widths_that_were_promised_and_lose_too_much_give_way_to_what_training_showed(
+    tried, trains, tmp_path
+):
+    task, measured = trains
+    promised = plan_task(task, TARGET, TIGHT).chosen[0]
+    costly = min(widths(promised.recipe))  # what the promise takes from
+    measured.update({costly: dict.fromkeys((4, 8, 12, 16, 20), 1.0)})
+    recipes, errors = tried
+    errors += [missed("drop", 0.05, 0.01), missed("drop", 0.04, 0.01)]
+    build_to_fit(task, TARGET, recipe=None, budget=TIGHT, out=tmp_path / "out")
+    first, second, third = recipes
+    assert widths(first) == widths(second) == widths(promised.recipe)
+    assert widths(third) != widths(first)
+    assert isinstance(third.steps[-1], TrainQuantized)
 
 
 def test_the_closest_attempt_is_named_and_left(tried, tmp_path):
