@@ -172,6 +172,9 @@ def build(
             scores["float"] = score(task, float_predict(task.model), "test")
             if task.teacher is not None:
                 scores["teacher"] = score(task, float_predict(task.teacher), "test")
+    baseline = None  # of the drop that int16 activations may leave
+    if isinstance(step, Quantize) and step.activations == "auto" and compressing_steps(recipe):
+        baseline = _best_validation_score(task)
     compressed = Compressed(model=task.model)
     if compressing_steps(recipe):
         with stage("compressing") as report:
@@ -184,6 +187,7 @@ def build(
         exported = export(
             task, target, step,
             progress=report, quantized=compressed.quantized, most_drop=budget.accuracy_drop,
+            baseline=baseline,
         )  # fmt: skip
     agreements = exported.agreements
     seen: _Recorder | None = None
@@ -241,8 +245,12 @@ def build(
             closest = rejected_folder(out)
             with staging(closest) as rejected:
                 shutil.copytree(folder, rejected, dirs_exist_ok=True)
-            what, need, limit, unit = exceeded[0]
-            raise BudgetError(what, need=need, limit=limit, unit=unit, closest=str(closest))
+            (what, need, limit, unit), *others = exceeded
+            also = ", ".join(f"{w} {n:.4g} of {most:.4g} {u}" for w, n, most, u in others)
+            raise BudgetError(
+                what, need=need, limit=limit, unit=unit, closest=str(closest),
+                remedy=f"over as well: {also}" if also else "",
+            )  # fmt: skip
     shutil.rmtree(checkpoints, ignore_errors=True)
     return Built(
         artifact=replace(artifact, folder=out),
@@ -359,6 +367,14 @@ def _drop(task: Task, scores: Mapping[str, float]) -> float | None:
         for file in scores.keys() - FLOAT_MODELS
     ]
     return max(drops, default=None)
+
+
+def _best_validation_score(task: Task) -> float | None:
+    """Return the better score of the float model and its teacher; None where there is none."""
+    if task.evaluate is None or "validation" not in task.data:
+        return None
+    models = [m for m in (task.model, task.teacher) if m is not None]
+    return task.metric.best([score(task, float_predict(m), "validation") for m in models])
 
 
 def _temperature(reports: Sequence[StepReport]) -> float | None:

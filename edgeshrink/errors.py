@@ -62,7 +62,7 @@ class BudgetError(EdgeshrinkError):
         self.need, self.limit, self.unit, self.closest = need, limit, unit, closest
         over = f"{what} needs {_number(need)} {unit}, the budget allows {_number(limit)} {unit}"
         over += f" (+{_number(need - limit)} {unit})"
-        left = f"closest candidate: {closest}" if closest else ""
+        left = f"closest candidate: edgeshrink report {closest}" if closest else ""
         super().__init__(what, over, "; ".join(filter(None, (remedy, left))))
 
     def __str__(self) -> str:

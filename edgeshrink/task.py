@@ -92,6 +92,10 @@ class Metric:
             return worse
         return round(worse, 13 - math.floor(math.log10(size)))
 
+    def best(self, scores: Sequence[float]) -> float:
+        """Return the best of some scores."""
+        return max(scores) if self.direction == "higher" else min(scores)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Training:

@@ -279,7 +279,7 @@ def hold(model: nn.Module, what: Held) -> AfterStep:
             masks[name] = (weight.detach() != 0).to(weight.dtype)
         if what == "values":
             values, inverse = torch.unique(weight.detach(), return_inverse=True)
-            if 2 * len(values) <= weight.numel():
+            if len(values) < weight.numel():
                 groups[name] = (inverse.reshape(-1), torch.bincount(inverse.reshape(-1)))
 
     def after_step(model: nn.Module, _share: float) -> None:

@@ -68,6 +68,7 @@ from edgeshrink.target import Target
 from edgeshrink.task import Task
 from edgeshrink.task_loader import load_task
 from edgeshrink.training import float_predict, train
+from edgeshrink.units import format_score
 
 FLOAT: Final = "float"  # folder of the first training's checkpoints
 MOST_LOSSES: Final = 3  # times in a row that workers may die before a search gives up
@@ -182,7 +183,10 @@ def search_and_build(
             study, folder, task, trained, target, budget, optimize=optimize, threads=threads,
             seed=seed, cache=cache, progress=progress,
         )  # fmt: skip
-        before = score(trained, float_predict(trained.model), "validation")
+        models = [m for m in (trained.model, trained.teacher) if m is not None]
+        before = trained.metric.best(
+            [score(trained, float_predict(m), "validation") for m in models]
+        )
         search = _Search(
             study=study, space=space, place=place, target=target, folder=folder, task=trained,
             budget=budget, before=before, model=digest_of(trained.model), names=names,
@@ -260,7 +264,7 @@ def _space(
     """Return what there is to choose; a study that goes on keeps the widths that it has."""
     trainable = trainable_of(task)
     rows = study.user_attrs.get("widths")
-    if rows is None:
+    if not rows:
         found = planned_widths(
             trained, target, budget, trainable, optimize=optimize, threads=threads, seed=seed,
             cache=cache, progress=lambda share, detail: progress("planning", share, detail),
@@ -296,7 +300,7 @@ class _Search:
     folder: Path
     task: Task
     budget: Budget
-    before: float  # the float model's score on the validation split
+    before: float  # the float model's score on the validation split, or its teacher's if better
     model: str
     names: tuple[str, ...]
     n_trials: int
@@ -404,7 +408,7 @@ class _Search:
 
     def _best(self) -> str:
         found = in_order(self.trials(), self.task.metric.direction)
-        return f"best {found[0].score:.4f}" if found else ""
+        return f"best {format_score(found[0].score)}" if found else ""
 
     def trials(self) -> tuple[Trial, ...]:
         """Return what the study has finished."""

@@ -52,6 +52,13 @@ def format_hours(hours: float) -> str:
     return f"{hours:.3g} h" if hours >= 1 else format_ms(hours * 3.6e6)
 
 
+def format_score(value: float) -> str:
+    """Return a score or a drop for people: four decimals, or three significant figures if small."""
+    if abs(value) >= 0.01 or value == 0:
+        return f"{value + 0.0:.4f}"  # no negative zero
+    return f"{value:.3g}" if abs(value) < 1e-4 else f"{value:#.3g}"
+
+
 def format_scaled(value: float, unit: str) -> str:
     """Return a value in micro-units (`uJ`, `uW`) for people, in three significant figures."""
     for prefix, factor in (("", 1e6), ("m", 1e3)):

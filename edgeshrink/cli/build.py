@@ -14,7 +14,7 @@ from edgeshrink.cli.options import on_a_task
 from edgeshrink.cli.output import print_json, progress, show_figure, stdout_to_stderr
 from edgeshrink.quiet import quiet
 from edgeshrink.recipe import name_of
-from edgeshrink.units import format_bytes
+from edgeshrink.units import format_bytes, format_score
 
 if TYPE_CHECKING:
     from edgeshrink.build import Built
@@ -193,7 +193,7 @@ def print_steps(reports: Sequence[StepReport], metric: str) -> None:
 
     def row(name: str, figures: tuple[int, int, int], score: float | None, seconds: str) -> None:
         columns = "".join(f" {figure:>13,}" for figure in figures)
-        shown = "-" if score is None else f"{score:.4f}"
+        shown = "-" if score is None else format_score(score)
         print(f"  {name:<14}{columns} {shown:>12} {seconds:>9}".rstrip())
 
     print(
@@ -218,17 +218,18 @@ def print_built(built: Built, task: Task, title: str) -> None:
     print()
     print(f"  {'':<14} {metric.name:>12}  bytes")
     if "float" in built.scores:
-        print(f"  {'float model':<14} {built.scores['float']:>12.4f}")
+        print(f"  {'float model':<14} {format_score(built.scores['float']):>12}")
     if "teacher" in built.scores:
-        print(f"  {'teacher':<14} {built.scores['teacher']:>12.4f}")
+        print(f"  {'teacher':<14} {format_score(built.scores['teacher']):>12}")
     for key, file in (("tflite", "model.tflite"), ("pte", "model.pte")):
         if file in artifact.files:
-            value = f"{built.scores[key]:.4f}" if key in built.scores else "-"
+            value = format_score(built.scores[key]) if key in built.scores else "-"
             size = artifact.files[file].n_bytes
             print(f"  {file:<14} {value:>12}  {size:,} ({format_bytes(size)})")
     if "c" in built.scores:
         size = round(profile.figures["flash_bytes"].value)
-        print(f"  {'firmware':<14} {built.scores['c']:>12.4f}  {size:,} ({format_bytes(size)})")
+        value = format_score(built.scores["c"])
+        print(f"  {'firmware':<14} {value:>12}  {size:,} ({format_bytes(size)})")
     if built.steps:
         print()
         print_steps(built.steps, metric.name)
@@ -253,7 +254,7 @@ def print_built(built: Built, task: Task, title: str) -> None:
     if built.drop is not None:
         limit_drop = built.budget.accuracy_drop
         verdict = "" if limit_drop is None else f"  limit {limit_drop:g}: met"
-        print(f"  {'drop':<14} {built.drop:.4f} (measured, test split){verdict}")
+        print(f"  {'drop':<14} {format_score(built.drop)} (measured, test split){verdict}")
     print()
     if quantization := show_quantization(built.agreements):
         print(f"  {quantization}")

@@ -48,6 +48,12 @@ def calibrate(predict: Predict, step: ScaleTemperature, task: Task, model: nn.Mo
     """
     logits, labels = _collect(predict, task)
     found = fit_temperature(logits, labels, n_bins=step.n_bins)
+    if bool((logits.argmax(axis=1) == labels).all()):
+        note = (
+            f"left at 1: all {found.n_samples} validation samples are right, so nothing bounds it; "
+            f"calibration error {found.ece_before:.4f}, NLL {found.nll_before:.4f}"
+        )
+        return Changed(model=model, note=note, details=asdict(found))
     note = (
         f"divide logits by {found.temperature:.4g} before softmax: calibration error "
         f"{found.ece_before:.4f} to {found.ece_after:.4f}, NLL {found.nll_before:.4f} to "
@@ -63,8 +69,16 @@ def fit_temperature(logits: Array, labels: Array, *, n_bins: int) -> Calibrated:
         logits: (n, classes).
         labels: (n,), integers.
         n_bins: Of equal width, for the calibration error.
+
+    Where every sample is right no temperature is the best, and it stays 1.
     """
     logits = logits.astype(np.float64)
+    if bool((logits.argmax(axis=1) == labels).all()):  # the likelihood grows for ever
+        nll, error = _nll(logits, labels), calibration_error(logits, labels, n_bins=n_bins)
+        return Calibrated(
+            temperature=1.0, nll_before=nll, nll_after=nll, ece_before=error, ece_after=error,
+            n_samples=len(labels),
+        )  # fmt: skip
     # The likelihood is log-concave in 1 / temperature, so it has one peak along the logarithm too.
     found = minimize_scalar(
         lambda log_t: _nll(logits / np.exp(log_t), labels),

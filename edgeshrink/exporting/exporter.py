@@ -97,6 +97,7 @@ def export(
     progress: Progress,
     quantized: Quantized | None = None,
     most_drop: float | None = None,
+    baseline: float | None = None,
 ) -> Exported:
     """Lower the task's model for `target`.
 
@@ -109,6 +110,7 @@ def export(
             it in the model it returns: `changed.model.quantized`); nothing is calibrated then, and
             `task.model` is the float model that it came from. It is left as it is.
         most_drop: What a choice of int16 activations may lose of the score on `validation`.
+        baseline: That score before any compression; left out, that of the model given.
 
     Raises:
         ConfigError: `step` asks for int16 where the target has none, or names a layer that is none.
@@ -132,7 +134,7 @@ def export(
         folded = unfolded = canonical_program(_source(task.model), examples)
         if isinstance(step, TrainQuantized) or step.dtype == "int8":
             progress(0.1, f"calibrating on {len(samples)} samples")
-            precision = _precision(task, target, step, folded, samples, most_drop)
+            precision = _precision(task, target, step, folded, samples, most_drop, baseline)
             made = _quantize(folded, samples, step, precision)
             quantizer, folded, unfolded = made.quantizer, made.folded, made.unfolded
             wide, chosen = made.wide, made.chosen
@@ -203,6 +205,7 @@ def _precision(
     graph_module: fx.GraphModule,
     samples: Sequence[Arrays],
     most_drop: float | None,
+    baseline: float | None,
 ) -> Precision | None:
     """Return what there is to choose, None for nothing; then the graph takes batches, if it can."""
     if isinstance(step, TrainQuantized):
@@ -215,6 +218,8 @@ def _precision(
     is_scored = task.evaluate is not None and "validation" in task.data
     if most_drop is not None and is_scored and not step.most_error and step.activations == "auto":
         before = score(task, float_predict(task.model), "validation")
+        if baseline is not None and task.metric.drop(baseline, before) < most_drop:
+            before = baseline  # else the drop is not one that int16 could undo
 
         def drop(frozen: fx.GraphModule) -> float:
             with quiet():

@@ -619,15 +619,19 @@ def narrower(
     if whole.overruns:
         search.certify()
     figures = {n: f.high for n, f in whole.price.figures.items() if n in FIGURES.values()}
-    search.budget = search.within = budget = _at_most(budget, figures)
-    for position, share in enumerate(shares):
-        progress(position / len(shares), f"within {share:.0%} of the budget")
-        if share >= 1 and found:
-            continue
-        kept = search.widths(share)
-        if kept is not None and all(kept != c.kept for c in found):
-            found.append(search.candidate(kept, f"within-{share:.0%}", trainable, importance))
-    return tuple(found)
+    # The whole model's figures may be out of reach together, where a limit changed its kernels.
+    for limits in (_at_most(budget, figures), budget):
+        search.within = limits
+        for position, share in enumerate(shares):
+            progress(position / len(shares), f"within {share:.0%} of the budget")
+            if share >= 1 and found:
+                continue
+            kept = search.widths(share)
+            if kept is not None and all(kept != c.kept for c in found):
+                found.append(search.candidate(kept, f"within-{share:.0%}", trainable, importance))
+        if found:
+            return tuple(found)
+    return (search.candidate(search.least, "narrowest", trainable, importance),)
 
 
 def _at_most(budget: Budget, figures: Mapping[str, float]) -> Budget:

@@ -26,6 +26,7 @@ from edgeshrink.quantizer.fake_quantize import (
 from edgeshrink.quantizer.quantize import Quantized, calibrate, convert, prepare
 from edgeshrink.quiet import quiet
 
+LEAST_VARIANCE: Final = 1e-24  # its root's slope is still a float32, and far below any step
 N_OBSERVATIONS: Final = 8  # of activation ranges, were they never frozen
 
 
@@ -119,7 +120,7 @@ class TrainableQuantized(nn.Module):
         calibrate(prepared, self.calibration)
         freeze(prepared)
         bound_mean_scales(prepared)
-        self.body = fx.GraphModule(prepared, prepared.graph)
+        self.body = _with_gradients(prepared)
         # Not submodules: the graphs that are observed and converted, with the same parameters.
         self._sources: tuple[fx.GraphModule, fx.GraphModule, Int8Quantizer] = (
             prepared, pristine, quantizer,
@@ -185,6 +186,24 @@ class TrainableQuantized(nn.Module):
         quantized = replace(quantized, reference=reference)
         body = fx.GraphModule(frozen, frozen.graph)
         return QuantizedModel(body, any_batch=self.any_batch, quantized=quantized)
+
+
+def _with_gradients(prepared: fx.GraphModule) -> fx.GraphModule:
+    """Return a graph that computes the same, with the same parameters, and has gradients always.
+
+    A variance that rounds to zero has an infinite reciprocal root. Its quantizer makes the largest
+    value of that, and hands nothing back; nothing times the infinite slope would be NaN.
+    """
+    with quiet():
+        graph = copy.deepcopy(prepared.graph)
+    for node in graph.nodes:
+        if node.target == torch.ops.aten.rsqrt.default:
+            node.target = _reciprocal_root
+    return fx.GraphModule(prepared, graph)
+
+
+def _reciprocal_root(x: Tensor) -> Tensor:
+    return torch.rsqrt(x.clamp_min(LEAST_VARIANCE))
 
 
 def _without_quantizers(frozen: fx.GraphModule) -> fx.GraphModule:

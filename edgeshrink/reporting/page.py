@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from edgeshrink.reporting.facts import Facts
 from edgeshrink.reporting.tables import NAMES, Table, show, tables
+from edgeshrink.units import format_score
 
 STYLE: Final = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 68rem; padding: 0 1rem;
@@ -114,7 +115,9 @@ def _plot(pareto: Mapping[str, Any], name: str) -> str:
         place = f'cx="{x_at(x):.1f}" cy="{y_at(y):.1f}"'
         colour = "#2f6fde" if trial["front"] else "#97a3b0"
         fill = colour if trial["fits"] else "none"
-        words = escape(f"trial {trial['number']}: {y:.4f}, {show(x, unit)}, {trial['widths']}")
+        words = escape(
+            f"trial {trial['number']}: {format_score(y)}, {show(x, unit)}, {trial['widths']}"
+        )
         shapes.append(
             f'<circle {place} r="4" fill="{fill}" stroke="{colour}"><title>{words}</title></circle>'
         )

@@ -8,7 +8,13 @@ from typing import Any, Final
 
 from edgeshrink.profile import Figure
 from edgeshrink.reporting.facts import Facts
-from edgeshrink.units import format_bytes, format_hours, format_ms, format_scaled
+from edgeshrink.units import (
+    format_bytes,
+    format_hours,
+    format_ms,
+    format_scaled,
+    format_score,
+)
 
 MODELS: Final = {
     "float": "float model", "teacher": "teacher", "tflite": "model.tflite", "pte": "model.pte",
@@ -47,11 +53,11 @@ def tables(facts: Facts) -> tuple[Table, ...]:
 
 def _scores(facts: Facts) -> Table:
     artifact = facts.artifact
-    rows = [(MODELS.get(k, k), f"{v:.4f}") for k, v in _in_order(artifact.scores, MODELS)]
+    rows = [(MODELS.get(k, k), format_score(v)) for k, v in _in_order(artifact.scores, MODELS)]
     drop, limit = facts.audit.get("drop"), facts.limits.get("accuracy_drop")
     if drop is not None:
         verdict = "" if limit is None else f", limit {limit:g}: {_verdict(drop <= limit)}"
-        rows.append((f"drop of the worst file{verdict}", f"{drop:.4f}"))
+        rows.append((f"drop of the worst file{verdict}", format_score(drop)))
     return Table(
         title="Scores", head=("model", artifact.metric.get("name", "score")), rows=tuple(rows),
         numbers=frozenset({1}),
@@ -87,7 +93,7 @@ def _steps(facts: Facts) -> Table:
             for key in ("parameters", "macs", "n_bytes")
         ]
         scores = [report.get("score_before"), report.get("score_after")]
-        shown = " → ".join("-" if s is None else f"{s:.4f}" for s in scores)
+        shown = " → ".join("-" if s is None else format_score(s) for s in scores)
         rows.append((str(report["step"]["step"]), *pairs, shown, str(report["note"])))
     return Table(
         title="Compression", head=("step", "parameters", "MACs", "bytes", "score", ""),
@@ -107,7 +113,7 @@ def _search(facts: Facts) -> Table:
         figures = [show(trial["figures"][n]["high"], trial["figures"][n]["unit"]) for n in names]
         steps = " + ".join(step["step"] for step in trial["recipe"]["steps"])
         verdict = "chosen" if trial["chosen"] else "fits" if trial["fits"] else "does not fit"
-        cells = (str(trial["number"]), f"{trial['score']:.4f}", *figures)
+        cells = (str(trial["number"]), format_score(trial["score"]), *figures)
         rows.append((*cells, trial["widths"], steps, verdict))
     count, failed = len(facts.pareto["trials"]), len(facts.pareto["failed"])
     return Table(

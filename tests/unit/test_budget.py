@@ -68,7 +68,7 @@ def test_a_budget_error_carries_its_numbers_and_writes_them_out():
     assert (error.need, error.limit, error.unit) == (3_284_480, 1_048_576, "B")
     assert str(error) == (
         "flash needs 3,284,480 B, the budget allows 1,048,576 B (+2,235,904 B); "
-        "closest candidate: build/x"
+        "closest candidate: edgeshrink report build/x"
     )
     small = BudgetError("ram", need=311.5, limit=192, unit="KiB")
     assert str(small) == "ram needs 311.5 KiB, the budget allows 192 KiB (+119.5 KiB)"

@@ -340,6 +340,13 @@ def sampled(temperature: float, n: int = 20_000) -> tuple[np.ndarray, np.ndarray
     return temperature * real, labels
 
 
+def test_where_every_sample_is_right_no_temperature_is_made_up():
+    logits, _ = sampled(1.0, 200)
+    found = fit_temperature(logits, logits.argmax(axis=1), n_bins=15)
+    assert found.temperature == 1
+    assert found.nll_after == found.nll_before > 0
+
+
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])
 def test_the_temperature_is_found_that_made_the_logits_too_sure(temperature):
     found = fit_temperature(*sampled(temperature), n_bins=15)

@@ -312,6 +312,50 @@ def test_zeros_that_are_held_stay_zeros_in_float_and_in_int8(trained):
         assert not any(p.shape == mask.shape and p[mask].any() for p in free.parameters())
 
 
+def test_values_that_are_shared_stay_shared_where_few_weights_have_them():
+    torch.manual_seed(0)
+    model = nn.Conv2d(8, 8, 3, groups=8)  # 72 weights
+    with torch.no_grad():
+        levels = torch.linspace(-1, 1, 8) * torch.linspace(1, 2, 8)[:, None]  # eight for a channel
+        picked = torch.randint(0, 8, (8, 9))
+        model.weight.copy_(torch.gather(levels, 1, picked).reshape(model.weight.shape))
+    held = hold(model, "values")
+    with torch.no_grad():
+        model.weight += torch.randn_like(model.weight)
+    held(model, 1.0)
+    for channel, choice in zip(model.weight.detach().reshape(8, 9), picked, strict=True):
+        for level in choice.unique():
+            values = channel[choice == level]
+            assert torch.equal(values, values[:1].expand_as(values))
+
+
+def test_a_variance_that_rounds_to_zero_has_gradients():
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm, self.last = nn.Linear(6, 6), nn.LayerNorm(6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.norm(self.first(x)))
+
+    torch.manual_seed(0)
+    model = Normed().eval()
+    wide = [(10 * torch.randn(1, 4, 6),) for _ in range(4)]
+    subject = TrainableQuantized(model, wide[0], wide, observer="minmax").train()
+    x = wide[0][0].clone()
+    x[0, 0] = 0  # after the bias of `first`, with next to no variance
+    y = subject(x)
+    assert torch.isfinite(y).all()
+    y.square().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in subject.parameters() if p.grad is not None)
+    before = [p.detach().clone() for p in subject.parameters()]
+    assert any(p.grad is not None and p.grad.any() for p in subject.parameters())
+    with torch.no_grad():
+        finished = subject.finish()
+        assert torch.equal(finished(x), finished.quantized.folded(x))
+    assert all(torch.equal(a, b) for a, b in zip(before, subject.parameters(), strict=True))
+
+
 def test_training_mends_what_rounding_broke():
     """Weights of which quantization keeps little: training must find its way back."""
     model = trained_net()

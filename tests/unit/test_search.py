@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -245,6 +246,38 @@ def test_the_best_trial_is_built_and_all_are_in_the_front_file(search):
     assert chosen["score"] == max(t["score"] for t in study["trials"])
     assert chosen["recipe"] == done["recipe"].to_json()
     assert all(t["figures"]["flash_bytes"]["high"] <= 9000 for t in study["trials"])
+
+
+def test_where_the_whole_models_figures_are_out_of_reach_together_the_budget_counts(monkeypatch):
+    # A whole model that kernels for flash made small and slow leaves limits that nothing meets.
+    module = sys.modules["edgeshrink.planning.plan"]
+    monkeypatch.setattr(module, "_at_most", lambda *given: Budget(flash_bytes=1))
+    budget = Budget(flash_bytes=9000)
+    found = planned_widths(
+        make_task(), TARGET, budget, ALL, optimize="latency", threads=1, seed=0, cache=None,
+        progress=lambda share, detail: None,
+    )  # fmt: skip
+    assert found
+    assert not any(c.overruns for c in found)
+
+
+def test_a_search_in_which_nothing_can_fit_tries_the_narrowest(monkeypatch):
+    search = sys.modules["edgeshrink.planning.plan"]._Search
+    monkeypatch.setattr(search, "widths", lambda *given: None)
+    (only,) = planned_widths(
+        make_task(), TARGET, Budget(flash_bytes=9000), ALL, optimize="latency", threads=1, seed=0,
+        cache=None, progress=lambda share, detail: None,
+    )  # fmt: skip
+    assert only.name == "narrowest"
+    assert only.recipe.steps
+
+
+def test_the_drop_of_a_trial_is_from_the_better_of_model_and_teacher(search):
+    taught = replace(make_task(), teacher=make_task().model)
+    answers = iter([0.4, 0.9])  # of the model, of its teacher
+    taught = replace(taught, evaluate=lambda predict, split: next(answers))
+    done = search(score_of, task=taught)
+    assert done["study"]["float_score"] == 0.9
 
 
 def test_a_worker_that_dies_costs_no_trial(search):

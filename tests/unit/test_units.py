@@ -6,7 +6,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from edgeshrink.units import BYTE_UNITS, format_bytes, format_ms, parse_bytes, parse_ms
+from edgeshrink.units import (
+    BYTE_UNITS,
+    format_bytes,
+    format_ms,
+    format_score,
+    parse_bytes,
+    parse_ms,
+)
 
 
 @pytest.mark.parametrize(
@@ -82,3 +89,14 @@ def test_a_written_duration_reads_back_to_three_figures(ms):
 def test_a_written_size_reads_back_to_a_twentieth_of_its_unit(n_bytes):
     unit = format_bytes(n_bytes).split()[1]
     assert abs(parse_bytes(format_bytes(n_bytes)) - n_bytes) <= 0.05 * BYTE_UNITS[unit] + 0.5
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.9861111, "0.9861"), (12.34567, "12.3457"), (0.0, "0.0000"), (-0.0, "0.0000"),
+        (0.00277778, "0.00278"), (0.002, "0.00200"), (-0.0012, "-0.00120"), (2.5e-6, "2.5e-06"),
+    ],
+)  # fmt: skip
+def test_small_scores_keep_their_figures(value: float, text: str) -> None:
+    assert format_score(value) == text
