@@ -251,7 +251,7 @@ def test_the_best_trial_is_built_and_all_are_in_the_front_file(search):
 def test_where_the_whole_models_figures_are_out_of_reach_together_the_budget_counts(monkeypatch):
     # A whole model that kernels for flash made small and slow leaves limits that nothing meets.
     module = sys.modules["edgeshrink.planning.plan"]
-    monkeypatch.setattr(module, "_at_most", lambda *given: Budget(flash_bytes=1))
+    monkeypatch.setattr(module, "_at_most", lambda *given: Budget(flash_bytes=100))
     budget = Budget(flash_bytes=9000)
     found = planned_widths(
         make_task(), TARGET, budget, ALL, optimize="latency", threads=1, seed=0, cache=None,
