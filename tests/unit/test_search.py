@@ -258,6 +258,7 @@ def test_where_the_whole_models_figures_are_out_of_reach_together_the_budget_cou
         progress=lambda share, detail: None,
     )  # fmt: skip
     assert found
+    assert found[0].name == "within-100%"
     assert not any(c.overruns for c in found)
 
 
