@@ -34,6 +34,7 @@ from edgeshrink.compression import (
     check_recipe,
     compress,
     compressing_steps,
+    rehearse_recipe,
     report_quantization,
 )
 from edgeshrink.emulation import check_threads, emulate
@@ -272,7 +273,7 @@ def check_build(task: Task, target: Target, recipe: Recipe, *, threads: int, out
     Raises:
         ConfigError: The target does not take the recipe's type or the number of threads, the task
             can't do a step, or `out` holds something else than an artifact.
-        ModelError: The model can't be traced, or holds an operator without an int8 form.
+        ModelError: The model can't be traced or pruned, or holds an operator without an int8 form.
         EdgeshrinkError: `out` can't be written.
     """
     step = quantizing_step(recipe)
@@ -287,6 +288,7 @@ def check_build(task: Task, target: Target, recipe: Recipe, *, threads: int, out
     if task.training is not None or compressing_steps(recipe):
         names_stay = not any(isinstance(s, Factorize) for s in recipe.steps)
         check_exportable(task, step, target, names_stay=names_stay)
+    rehearse_recipe(task, recipe, target)
 
 
 def claim(task: Task, target: Target, seed: int) -> dict[str, str]:

@@ -6,6 +6,7 @@ from edgeshrink.compression.compress import (
     check_recipe,
     compress,
     compressing_steps,
+    rehearse_recipe,
     report_quantization,
 )
 from edgeshrink.compression.steps import StepReport
@@ -17,5 +18,6 @@ __all__ = [
     "check_recipe",
     "compress",
     "compressing_steps",
+    "rehearse_recipe",
     "report_quantization",
 ]

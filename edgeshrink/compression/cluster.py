@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from edgeshrink.compression.layers import (
+    Weight,
     download_bytes,
     excluded_layers,
     packed_bytes,
@@ -36,8 +37,7 @@ def apply(model: nn.Module, step: Cluster, context: Context) -> Changed:
         ConfigError: `exclude` names no layer.
         ModelError: There are no weights.
     """
-    weights = weights_of(model, excluded_layers(model, step.exclude))
-    require_layers(model, weights, "weight of a convolution, linear or recurrent layer")
+    weights = check_layers(model, step)
     before = download_bytes(weights)
     rows: list[dict[str, Any]] = []
     chunks: list[bytes] = []
@@ -66,6 +66,13 @@ def apply(model: nn.Module, step: Cluster, context: Context) -> Changed:
         note=_note(rows, before, after, step, context.target),
         details={"layers": rows, "download_bytes": {"before": before, "after": after}},
     )
+
+
+def check_layers(model: nn.Module, step: Cluster) -> list[Weight]:
+    """Return the weights that `step` is about; raise what is wrong with that."""
+    weights = weights_of(model, excluded_layers(model, step.exclude))
+    require_layers(model, weights, "weight of a convolution, linear or recurrent layer")
+    return weights
 
 
 def codebook_of(values: Floats, n_clusters: int) -> tuple[Floats, npt.NDArray[np.int64]]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from edgeshrink.compression.distill import check_features, teacher_of
 from edgeshrink.compression.layers import macs_of
+from edgeshrink.compression.rehearse import Rehearsal, is_late, trains, untouched
 from edgeshrink.compression.steps import Apply, Changed, Context, Progress, StepReport
 from edgeshrink.compression.temperature import calibrate
 from edgeshrink.errors import BudgetError, ConfigError, EdgeshrinkError
@@ -194,10 +195,7 @@ def check_recipe(task: Task, recipe: Recipe) -> None:
     """Raise ConfigError for a step that this task can't do: before anything is trained."""
     for index, step in enumerate(recipe.steps):
         title = _title(index, step)
-        needs_training = isinstance(step, Finetune | TrainQuantized) or (
-            isinstance(step, Sparsify | Prune) and step.epochs > 0
-        )
-        if needs_training or (isinstance(step, Prune) and step.importance == "taylor"):
+        if trains(step) or (isinstance(step, Prune) and step.importance == "taylor"):
             check_trainable(task, title)
         if isinstance(step, Finetune):
             if step.patience and task.evaluate is None:
@@ -213,6 +211,31 @@ def check_recipe(task: Task, recipe: Recipe) -> None:
         if isinstance(step, TrainQuantized | ScaleTemperature) and "validation" not in task.data:
             fix = "add the split 'validation' to data, or leave the step out"
             raise ConfigError(title, "the task has no split 'validation'", fix)
+
+
+def rehearse_recipe(task: Task, recipe: Recipe, target: Target) -> None:
+    """Raise what a step would raise behind a training whatever that had given.
+
+    Goes through the steps on a copy of the model and trains nothing: names, shapes, shares that
+    can't be reached, outputs that can't be distilled or calibrated. Where nothing is trained before
+    a step that might fail, it does nothing: that step tells as soon.
+
+    Args:
+        task: Its model and all random states stay as they are.
+        recipe: As `check_recipe` has passed it.
+        target: For the steps.
+
+    Raises:
+        EdgeshrinkError: One of its classes; the message begins with the step that would fail.
+    """
+    if not is_late(task, recipe.steps):
+        return
+    with untouched(task):
+        rehearsal = Rehearsal(task, Context(task=task, target=target, seed=0))
+        for index, step in enumerate(recipe.steps):
+            title = _title(index, step)
+            with _named(title), UserCode(title, task.folder):
+                rehearsal.do(step, held_by(recipe.steps[:index]))
 
 
 def apply_of(step: Step) -> Apply:

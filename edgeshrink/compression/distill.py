@@ -181,29 +181,59 @@ def _output_loss(
     step: Finetune | TrainQuantized, outputs: Any, taught: Any, targets: Any
 ) -> Tensor:
     """Return the sum over all outputs of student and teacher."""
+    check_outputs(step, outputs, taught, targets)
+    tree = torch.utils._pytree
+    parts = []
+    for pair in zip(tree.tree_leaves(outputs), tree.tree_leaves(taught), strict=True):
+        student, teacher = map(_by_position, pair)
+        if step.distill == "soft":
+            parts.append(distillation_loss(student, teacher, step.temperature))
+        else:
+            parts.append(decoupled_loss(student, teacher, targets.reshape(-1), step.temperature))
+    return torch.stack(parts).sum()
+
+
+def check_outputs(step: Finetune | TrainQuantized, outputs: Any, taught: Any, targets: Any) -> None:
+    """Raise ConfigError unless these outputs can be distilled as `step` says.
+
+    Args:
+        step: Its `distill` is not `none`.
+        outputs, taught: Of student and teacher: scores of classes, in any structure.
+        targets: Classes; for soft distillation also their chances, or none at all. To soften the
+            numbers of a regression would teach something else.
+    """
     tree = torch.utils._pytree
     here, there = tree.tree_leaves(outputs), tree.tree_leaves(taught)
     shapes = [[tuple(x.shape) for x in leaves] for leaves in (here, there)]
     if shapes[0] != shapes[1] or _keys(outputs) != _keys(taught):
         fault = f"the student's outputs are {_show(outputs)}, the teacher's {_show(taught)}"
         raise ConfigError("distillation", fault, "both must return the same names and shapes")
-    parts = []
-    for student, teacher in zip(here, there, strict=True):
-        if student.dim() < 2 or student.shape[1] < 2:
-            fault = f"an output is {tuple(student.shape)}, which is no logits (batch, classes)"
-            fix = 'set distill = "none" (features = [...] works with any outputs)'
-            raise ConfigError("distillation", fault, fix)
-        if step.distill == "soft":
-            flat = (_by_position(student), _by_position(teacher))
-            parts.append(distillation_loss(*flat, step.temperature))
-            continue
-        is_class = isinstance(targets, Tensor) and not targets.is_floating_point()
-        if not is_class or targets.shape != student.shape[:1] + student.shape[2:]:
-            fault = f"needs targets that are classes, one for each of {tuple(student.shape)}"
-            raise ConfigError("distillation: decoupled", fault, 'set distill = "soft"')
-        flat = (_by_position(student), _by_position(teacher))
-        parts.append(decoupled_loss(*flat, targets.reshape(-1), step.temperature))
-    return torch.stack(parts).sum()
+    none = 'set distill = "none" (features = [...] works with any outputs)'
+    for leaf in here:
+        if leaf.dim() < 2 or leaf.shape[1] < 2:
+            fault = f"an output is {tuple(leaf.shape)}, which is no logits (batch, classes)"
+            raise ConfigError("distillation", fault, none)
+    leaves = tree.tree_leaves(targets)
+    is_number = any(
+        isinstance(x, Tensor) and x.is_floating_point() and not _are_chances(x) for x in leaves
+    )
+    if step.distill == "soft" and is_number:
+        raise ConfigError("distillation", "the targets are numbers, no classes", none)
+    if step.distill == "decoupled":
+        fix = none if is_number else 'set distill = "soft"'
+        for leaf in here:
+            is_class = isinstance(targets, Tensor) and not targets.is_floating_point()
+            if not is_class or targets.shape != leaf.shape[:1] + leaf.shape[2:]:
+                fault = f"needs targets that are classes, one for each of {tuple(leaf.shape)}"
+                raise ConfigError("distillation: decoupled", fault, fix)
+
+
+def _are_chances(targets: Tensor) -> bool:
+    """Return whether these are chances of classes (batch, classes, ...positions)."""
+    if targets.dim() < 2 or targets.shape[1] < 2 or bool((targets < 0).any()):
+        return False
+    sums = targets.sum(dim=1)
+    return torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
 
 
 def _by_position(logits: Tensor) -> Tensor:
@@ -217,6 +247,34 @@ def _keys(outputs: Any) -> Sequence[Any]:
 
 def _show(outputs: Any) -> str:
     return str(torch.utils._pytree.tree_map(lambda leaf: tuple(leaf.shape), outputs))
+
+
+def check_maps(
+    step: Finetune | TrainQuantized,
+    model: nn.Module,
+    teacher: nn.Module,
+    inputs: tuple[Tensor, ...],
+) -> None:
+    """Raise ConfigError for a pair of `features` whose maps can't be compared.
+
+    Args:
+        step: Its layers are there, see `check_features`.
+        model: The student, in eval mode as the teacher.
+        teacher: See there.
+        inputs: A batch.
+    """
+    pairs = features_of(step)
+    if not pairs:
+        return
+    with (
+        torch.no_grad(),
+        _watching(model, [here for here, _ in pairs], "student") as seen,
+        _watching(teacher, [there for _, there in pairs], "teacher") as known,
+    ):
+        model(*inputs)
+        teacher(*inputs)
+    for here, there in pairs:
+        _check_maps(seen[here], known[there], f"{here}={there}")
 
 
 def _check_maps(student: Any, teacher: Any, pair: str) -> None:

@@ -64,14 +64,7 @@ def apply(model: nn.Module, step: Factorize, context: Context) -> Changed:
         ModelError: There is no such layer, or the model doesn't run with factors in its place.
     """
     examples = context.task.example_inputs
-    skip = excluded_layers(model, step.exclude)
-    skip |= {c for m in model.modules() if isinstance(m, READ_DIRECTLY) for c in m.modules()}
-    layers = {
-        path: layer
-        for path, layer in model.named_modules()
-        if type(layer) in FACTORIZED and getattr(layer, "groups", 1) == 1 and layer not in skip
-    }
-    require_layers(model, list(layers), "linear layer or plain convolution")
+    layers = factorizable(model, step)
     work = _work_of(model, layers, examples)
     spectra = []
     for index, (path, layer) in enumerate(layers.items()):
@@ -101,6 +94,52 @@ def apply(model: nn.Module, step: Factorize, context: Context) -> Changed:
         note=_note(rows, len(layers), start, end, energy, step.least_gain, context.target),
         details={"layers": rows, "macs": {"before": start, "after": end}, "energy": energy},
     )
+
+
+def factorizable(model: nn.Module, step: Factorize) -> dict[str, nn.Module]:
+    """Return the layers that may become factors, by path.
+
+    Raises:
+        ConfigError: `exclude` names no layer.
+        ModelError: There are none.
+    """
+    skip = excluded_layers(model, step.exclude)
+    skip |= {c for m in model.modules() if isinstance(m, READ_DIRECTLY) for c in m.modules()}
+    layers = {
+        path: layer
+        for path, layer in model.named_modules()
+        if type(layer) in FACTORIZED and getattr(layer, "groups", 1) == 1 and layer not in skip
+    }
+    require_layers(model, list(layers), "linear layer or plain convolution")
+    return layers
+
+
+def rehearse(
+    model: nn.Module, step: Factorize, context: Context, *, slack: float = 1.0
+) -> dict[str, nn.Module]:
+    """Return the layers of an untrained `model` that `apply` may factorize; nothing changes.
+
+    Args:
+        model, step, context: As for `apply`.
+        slack: By how much the least share of the MACs may miss `macs`, as a factor.
+
+    Raises:
+        ConfigError, ModelError: As `apply` does, for what no training mends.
+    """
+    layers = factorizable(model, step)
+    if step.macs:
+        examples = context.task.example_inputs
+        work = _work_of(model, layers, examples)
+        start = macs_of(model, examples)
+        left = start
+        for path in work:
+            plain = _macs(layers[path], work[path])
+            n_ranks = 1 if _takes_svd(layers[path]) else 2
+            fewer = _macs_of_ranks(layers[path], (1,) * n_ranks, work[path])
+            left -= plain - fewer if _gains(plain, fewer, step.least_gain) else 0
+        if left > slack * step.macs * start:
+            raise _out_of_reach(step.macs, left / start)
+    return layers
 
 
 def _work_of(
@@ -158,8 +197,8 @@ def _gains(plain: int, fewer: int, least_gain: float) -> bool:
     return fewer < plain and least_gain * fewer <= plain
 
 
-def _is_pointwise(layer: Any) -> bool:
-    return all(size == 1 for size in layer.kernel_size)
+def _takes_svd(layer: Any) -> bool:
+    return isinstance(layer, nn.Linear) or all(size == 1 for size in layer.kernel_size)
 
 
 def _rank(energies: Tensor, share: float) -> int:
@@ -181,7 +220,7 @@ def _energies(layer: Any) -> tuple[Tensor, ...]:
     """Return squared singular values: of the outputs; for Tucker-2 of the inputs before them."""
     by_outputs, by_inputs = _unfoldings(layer)
     of_outputs = torch.linalg.svdvals(by_outputs) ** 2
-    if isinstance(layer, nn.Linear) or _is_pointwise(layer):
+    if _takes_svd(layer):
         return (of_outputs,)
     return torch.linalg.svdvals(by_inputs) ** 2, of_outputs
 
@@ -206,14 +245,18 @@ def _energy_for(
 
     low, high = 0.0, 1.0
     if left(low) > most:
-        fault = f"asks for {most / start:.1%}, and ranks of 1 leave {left(low) / start:.1%}"
-        raise ConfigError("recipe: factorize: macs", fault, "ask for more, or prune channels first")
+        raise _out_of_reach(most / start, left(low) / start)
     if left(high) <= most:
         return high
     for _ in range(40):
         middle = (low + high) / 2
         low, high = (middle, high) if left(middle) <= most else (low, middle)
     return low
+
+
+def _out_of_reach(macs: float, least: float) -> ConfigError:
+    fault = f"asks for {macs:.1%}, and ranks of 1 leave {least:.1%}"
+    return ConfigError("macs", fault, "ask for more, or prune channels first")
 
 
 def _factors(layer: Any, ranks: tuple[int, ...]) -> nn.Sequential:

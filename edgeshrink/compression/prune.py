@@ -14,7 +14,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -91,12 +91,7 @@ def apply(model: nn.Module, step: Prune, context: Context) -> Changed:
             can't be pruned faithfully; names the layer.
     """
     task = context.task
-    excluded_layers(model, step.exclude)
-    require_layers(
-        model,
-        [m for m in model.modules() if isinstance(m, ROOTS)],
-        "convolution or linear layer",
-    )
+    check_layers(model, step)
     if step.epochs:
         check_trainable(task, f"epochs = {step.epochs}")
     if step.importance == "taylor":
@@ -137,6 +132,44 @@ def apply(model: nn.Module, step: Prune, context: Context) -> Changed:
     )
 
 
+def check_layers(model: nn.Module, step: Prune) -> None:
+    """Raise what `apply` raises for a layer that is not there, or a model without any."""
+    excluded_layers(model, step.exclude)
+    require_layers(
+        model,
+        [m for m in model.modules() if isinstance(m, ROOTS)],
+        "convolution or linear layer",
+    )
+
+
+def rehearse(model: nn.Module, step: Prune, context: Context) -> nn.Module:
+    """Return a copy of an untrained `model`, pruned about as much as `apply` will prune it.
+
+    Every layer loses the same share, so that nothing is refused for what weights happen to be; for
+    gradients the weights themselves stand in.
+
+    Raises:
+        ConfigError, ModelError: As `apply` does, for what no training mends.
+    """
+    check_layers(model, step)
+    task = context.task
+    step = replace(step, scope="layer", rounds=1, epochs=0)
+    analysis = _analyse(model, step, context, seed=context.seed, has_data=False)
+    widths = {group.root: group.n_channels for group in analysis.groups}
+    start = macs_of(model, task.example_inputs)
+    if step.macs:
+        with _explained(model, analysis, task):
+            least = _keep(analysis.groups, step, widths, 1.0)
+            cuts = _cuts(analysis, _rounded(analysis.groups, least, step))
+            left = macs_of(_cut(model, cuts), task.example_inputs)
+        if left > start * step.macs:
+            raise _out_of_reach(step, left / start)
+        # Widths about so that products of two of them take the share.
+        step = replace(step, macs=0.0, ratio=min(0.99, max(0.01, 1 - math.sqrt(step.macs))))
+    kept = _choose(model, analysis, step, task, widths=widths, done=1.0, start=start)
+    return _proved(model, analysis, kept, task)
+
+
 def pruning(
     model: nn.Module, step: Prune, context: Context
 ) -> tuple[tuple[ChannelGroup, ...], Callable[[Mapping[str, int]], nn.Module]]:
@@ -156,16 +189,21 @@ def _share(context: Context, index: int, count: int) -> Callable[[float, str], N
 # What belongs together
 
 
-def _analyse(model: nn.Module, step: Prune, context: Context, *, seed: int) -> _Analysis:
-    """Find the groups of channels of `model` and rate them."""
+def _analyse(
+    model: nn.Module, step: Prune, context: Context, *, seed: int, has_data: bool = True
+) -> _Analysis:
+    """Find the groups of channels of `model` and rate them; without data by weights alone."""
     task = context.task
     whole = f"model {type(model).__name__}"
     with _as_model_error(whole, "can't be copied", "drop the step"):
         traced = copy.deepcopy(model).eval()
     for parameter in traced.parameters():
         parameter.requires_grad_(True)  # dependencies are found by following gradients
-    if step.importance == "taylor":
+    if step.importance == "taylor" and has_data:
         _gradients(traced, task)
+    elif step.importance == "taylor":
+        for parameter in traced.parameters():
+            parameter.grad = parameter.detach().clone()
     inputs = tuple(_traceable(example) for example in task.example_inputs)
     with _as_model_error(whole, "can't be traced by torch-pruning", "drop the step"):
         graph = torch_pruning.DependencyGraph().build_dependency(
@@ -360,14 +398,17 @@ def _choose(
     with _explained(model, analysis, task):
         if not fits(at(finest)):
             least = min(known.values()) / start
-            fault = f"{step.macs:g} can't be reached: {least:.3f} of the MACs stay at least"
-            fix = "raise it, exclude less or lower keep_multiple"
-            raise ConfigError("macs", fault, fix)
+            raise _out_of_reach(step, least)
         low, high = -1, finest  # `low` is too wide, `high` fits
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if fits(at(middle)) else (middle, high)
         return _widened(groups, at(high), step, fits)
+
+
+def _out_of_reach(step: Prune, least: float) -> ConfigError:
+    fault = f"{step.macs:g} can't be reached: {least:.3f} of the MACs stay at least"
+    return ConfigError("macs", fault, "raise it, exclude less or lower keep_multiple")
 
 
 def _named_counts(

@@ -28,7 +28,7 @@ from edgeshrink.errors import ConfigError, ModelError
 from edgeshrink.recipe import Sparsify
 from edgeshrink.target import Target
 from edgeshrink.task import Training
-from edgeshrink.training import AfterStep, check_trainable, fit, hold
+from edgeshrink.training import AfterStep, Held, check_trainable, fit, hold
 from edgeshrink.user_code import UserCode
 
 Bools = npt.NDArray[np.bool_]
@@ -44,14 +44,9 @@ def apply(model: nn.Module, step: Sparsify, context: Context) -> Changed:
         ConfigError: `exclude` names no layer, or training is asked for and the task has none.
         ModelError: There are no weights, or a layer would lose all of its.
     """
-    skip = excluded_layers(model, step.exclude)
-    weights = weights_of(model, skip)
-    require_layers(model, weights, "weight of a convolution, linear or recurrent layer")
+    weights = check_layers(model, step, context.held)
     if step.epochs:
         check_trainable(context.task, f"epochs = {step.epochs}")
-        if context.held == "values":
-            fix = "put 'sparsify' before 'cluster', or set epochs = 0"
-            raise ConfigError(f"epochs = {step.epochs}", "training would undo the clusters", fix)
     before = download_bytes(weights)
     final = choose_zeros(weights, step)
     _check_alive(weights, final, step)
@@ -67,6 +62,16 @@ def apply(model: nn.Module, step: Sparsify, context: Context) -> Changed:
         note=_note(layers, before, after, context.target),
         details={"layers": layers, "download_bytes": {"before": before, "after": after}},
     )
+
+
+def check_layers(model: nn.Module, step: Sparsify, held: Held) -> list[Weight]:
+    """Return the weights that `step` is about; raise what is wrong with that."""
+    weights = weights_of(model, excluded_layers(model, step.exclude))
+    require_layers(model, weights, "weight of a convolution, linear or recurrent layer")
+    if step.epochs and held == "values":
+        fix = "put 'sparsify' before 'cluster', or set epochs = 0"
+        raise ConfigError(f"epochs = {step.epochs}", "training would undo the clusters", fix)
+    return weights
 
 
 def choose_zeros(

@@ -131,11 +131,20 @@ def _collect(predict: Predict, task: Task) -> tuple[Array, Array]:
             rows.append(outputs)
             labels.append(targets)
     logits, classes = np.concatenate(rows), np.concatenate(labels)
-    sums = logits.sum(axis=1)
-    if logits.min() >= 0 and np.allclose(sums, 1, atol=0.02):
+    _refuse_probabilities(logits, where)
+    return logits, classes
+
+
+def check_form(outputs: Any, targets: Any, n_samples: int, where: str) -> None:
+    """Raise ConfigError unless these outputs are logits, and these targets classes."""
+    _check(outputs, targets, n_samples, where)
+    _refuse_probabilities(outputs, where)
+
+
+def _refuse_probabilities(logits: Array, where: str) -> None:
+    if logits.min() >= 0 and np.allclose(logits.sum(axis=1), 1, atol=0.02):
         fix = "end the model in logits, or leave the step out"
         raise ConfigError(where, "the model's outputs are probabilities already", fix)
-    return logits, classes
 
 
 def _check(outputs: Any, targets: Any, n_samples: int, where: str) -> None:
