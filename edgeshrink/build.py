@@ -34,6 +34,7 @@ from edgeshrink.compression import (
     check_recipe,
     compress,
     compressing_steps,
+    reached,
     rehearse_recipe,
     report_quantization,
 )
@@ -163,7 +164,7 @@ def build(
     if task.training is not None or compressing_steps(recipe):
         claim_folder(checkpoints, claim(task, target, seed))
     if compressing_steps(recipe):
-        claim_folder(checkpoints / STEPS, claim_of_steps(recipe))
+        claim_steps(checkpoints / STEPS, recipe)
     if task.training is not None:
         with stage("training") as report:
             train(task, seed=seed, progress=report, checkpoints=checkpoints / "float")
@@ -296,9 +297,19 @@ def claim(task: Task, target: Target, seed: int) -> dict[str, str]:
     return {"task": task.name, "seed": str(seed), "target": target.name}
 
 
-def claim_of_steps(recipe: Recipe) -> dict[str, str]:
-    """Return whose checkpoints the folder of a recipe's steps holds."""
-    return {f"step {i + 1}": repr(step) for i, step in enumerate(recipe.steps)}
+def claim_steps(folder: Path, recipe: Recipe) -> None:
+    """Say in `folder` whose steps leave checkpoints there; refuse those of other steps.
+
+    What is there depends on the steps up to the last one that has left something: those behind it
+    may be corrected.
+
+    Raises:
+        ConfigError: There are checkpoints of other steps. They stay as they are.
+        EdgeshrinkError: The folder can't be written.
+    """
+    done = reached(folder)
+    identity = {f"step {i + 1}": repr(step) for i, step in enumerate(recipe.steps)}
+    claim_folder(folder, identity, of=lambda key: int(key.rpartition(" ")[2]) <= done)
 
 
 def exceeded_limits(

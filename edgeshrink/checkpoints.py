@@ -9,7 +9,7 @@ import os
 import pickle
 import random
 import zlib
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -111,8 +111,15 @@ def read_checkpoint(
     return content
 
 
-def claim_folder(folder: Path, identity: Mapping[str, str]) -> None:
+def claim_folder(
+    folder: Path, identity: Mapping[str, str], *, of: Callable[[str], bool] = lambda key: True
+) -> None:
     """Say in `folder` whose checkpoints are in it; refuse a folder with those of something else.
+
+    Args:
+        folder: Made where it is not there.
+        identity: In words, by what it is, as in `Checkpoints`.
+        of: Says which words the checkpoints that are there depend on. Others may have changed.
 
     Raises:
         ConfigError: There are checkpoints of something else. They stay as they are.
@@ -125,8 +132,10 @@ def claim_folder(folder: Path, identity: Mapping[str, str]) -> None:
             found = json.loads(path.read_text("utf-8"))
             if not isinstance(found, dict):
                 raise ValueError("no object")
-            _compare(path.parent, found, identity, fix)
-            return
+            there, here = ({k: v for k, v in d.items() if of(k)} for d in (found, identity))
+            _compare(path.parent, there, here, fix)
+            if found == identity:
+                return
         folder.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f"{IDENTITY}.{os.getpid()}.partial")
         aside.write_text(json.dumps(dict(identity), indent=1) + "\n", "utf-8")

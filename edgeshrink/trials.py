@@ -30,7 +30,7 @@ from edgeshrink.build import (
     build,
     check_build,
     claim,
-    claim_of_steps,
+    claim_steps,
 )
 from edgeshrink.checkpoints import FILE as CHECKPOINT
 from edgeshrink.checkpoints import (
@@ -512,7 +512,7 @@ def _score_of(job: Job) -> float:
     folder = _folder_of(job.folder, job.number)
     if compressing_steps(recipe):
         claim_folder(folder, claim(task, job.target, seed))
-        claim_folder(folder / STEPS, claim_of_steps(recipe))
+        claim_steps(folder / STEPS, recipe)
     compressed = compress(task, recipe, job.target, seed=seed, checkpoints=folder / STEPS)
     step = quantizing_step(recipe)
     if not isinstance(step, Quantize):

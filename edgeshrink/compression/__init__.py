@@ -6,6 +6,7 @@ from edgeshrink.compression.compress import (
     check_recipe,
     compress,
     compressing_steps,
+    reached,
     rehearse_recipe,
     report_quantization,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "check_recipe",
     "compress",
     "compressing_steps",
+    "reached",
     "rehearse_recipe",
     "report_quantization",
 ]

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from torch import Tensor, nn
 
+from edgeshrink.checkpoints import FILE
 from edgeshrink.compression.distill import check_features, teacher_of
 from edgeshrink.compression.layers import macs_of
 from edgeshrink.compression.rehearse import Rehearsal, is_late, trains, untouched
@@ -115,7 +116,7 @@ def compress(
             task=task,
             target=target,
             seed=seed,
-            checkpoints=None if checkpoints is None else checkpoints / f"{index}-{name_of(step)}",
+            checkpoints=checkpoints and checkpoints / f"{index}-{name_of(step)}",  # see `reached`
             held=held_by(todo[:index]),
             progress=report,
         )
@@ -248,6 +249,13 @@ def apply_of(step: Step) -> Apply:
 def compressing_steps(recipe: Recipe) -> tuple[Step, ...]:
     """Return the steps that `compress` runs."""
     return tuple(step for step in recipe.steps if not isinstance(step, Quantize | ScaleTemperature))
+
+
+def reached(checkpoints: Path) -> int:
+    """Return the number, from 1, of the last step that has left a checkpoint; 0 if none has."""
+    folders = {path.relative_to(checkpoints).parts[0] for path in checkpoints.rglob(FILE)}
+    indices = [name.partition("-")[0] for name in folders]
+    return max((int(index) + 1 for index in indices if index.isdecimal()), default=0)
 
 
 def held_by(steps: Sequence[Step]) -> Held:
