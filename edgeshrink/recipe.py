@@ -257,9 +257,12 @@ def read_recipe(path: Path) -> Recipe:
 
 def _check_step(step: Step, entry: Table) -> None:
     if isinstance(step, Prune):
-        if (step.ratio > 0) + (step.macs > 0) + bool(step.keep) != 1:
+        given = [key for key in ("ratio", "macs", "keep") if getattr(step, key)]
+        if len(given) != 1:
             fix = "give exactly one of ratio, macs and keep"
-            raise entry.error("ratio", "and macs say both or nothing", fix)
+            if not given:
+                raise entry.error("ratio", "is not given, nor are macs and keep", fix)
+            raise entry.error(given[0], f"is given, and {' and '.join(given[1:])} too", fix)
         try:
             kept_channels(step)
         except ValueError as err:

@@ -277,7 +277,9 @@ def _named(title: str) -> Iterator[None]:
     except EdgeshrinkError as err:
         if isinstance(err, BudgetError) or title in err.where:
             raise
-        where = f"{title}: {err.where}" if err.where else title
+        word = title.rpartition("(")[2].rstrip(")")
+        place = "" if err.where == word else err.where.removeprefix(f"{word}: ")
+        where = f"{title}: {place}" if place else title
         raise type(err)(where, err.what, err.fix) from err
 
 

@@ -174,7 +174,7 @@ def check_features(step: Finetune | TrainQuantized, model: nn.Module, teacher: n
             names = [layer for layer, _ in owner.named_modules() if layer]
             if name not in names:
                 fault = f"names {name!r}, which the {role} has not"
-                raise ConfigError("recipe: features", fault, nearest(name, names))
+                raise ConfigError("features", fault, nearest(name, names))
 
 
 def _output_loss(

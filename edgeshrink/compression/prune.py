@@ -55,6 +55,7 @@ ROOTS: Final = (*CONVOLUTIONS, nn.Linear)
 CHANNEL_NORMS: Final = (nn.LayerNorm, nn.GroupNorm)
 GRADIENT_SAMPLES: Final = 1024  # of the training split, for first-order Taylor
 FINEST_RATIO: Final = 1000  # ratios are searched in steps of 1/1000 at least
+COMPUTED: Final = "computed, by weight norm or another parametrization"
 TOLERANCE: Final = 1e-3  # of the largest output; a wrong channel changes far more
 # How many channels kernels take at a time, by word of `cpu.isa`; the first that the core has.
 LIKED: Final = {"mve": 16, "neon": 8, "dsp": 4}
@@ -205,14 +206,16 @@ def _analyse(
         for parameter in traced.parameters():
             parameter.grad = parameter.detach().clone()
     inputs = tuple(_traceable(example) for example in task.example_inputs)
-    with _as_model_error(whole, "can't be traced by torch-pruning", "drop the step"):
+    with (
+        _told_for_loops(traced),
+        _as_model_error(whole, "can't be followed from layer to layer", "drop the step"),
+    ):
         graph = torch_pruning.DependencyGraph().build_dependency(
             traced, inputs, output_transform=_outputs, verbose=False
         )
         found = list(graph.get_all_groups(root_module_types=ROOTS))
     input_functions = {id(x.grad_fn) for x in inputs if x.grad_fn is not None}
     excluded = excluded_layers(traced, step.exclude)
-    rate = IMPORTANCES[step.importance]
     rng = np.random.default_rng(seed)
     groups, held = [], {}
     for item in found:
@@ -222,12 +225,11 @@ def _analyse(
         reason = _reason_to_hold(graph, item, excluded, input_functions)
         if n_channels % n_ways or n_channels <= n_ways:
             reason = reason or "its channels go all or not at all"
-        if rate is None:
-            ratings: Any = torch.from_numpy(rng.random(n_channels))
+        ratings: Any = None
+        if step.importance == "random":
+            ratings = torch.from_numpy(rng.random(n_channels))
         elif not reason:
-            where = f"layer {root!r}"
-            with _as_model_error(where, "can't be rated", f'exclude = ["{root}"]'):
-                ratings = rate()(item)
+            ratings = _rated(graph, item, root, step)
             if ratings is None:
                 reason = f"it has nothing that {step.importance!r} rates"
         if reason:
@@ -246,7 +248,11 @@ def _analyse(
     if not groups:
         reasons = "; ".join(f"{root}: {why}" for root, why in held.items())
         fault = f"has no layer whose channels can go ({reasons})"
-        raise ModelError(whole, fault, "drop the step, or exclude less")
+        fix = "drop the step, or exclude less"
+        if any(COMPUTED in why for why in held.values()):
+            merge = "merge such weights (torch.nn.utils.parametrize.remove_parametrizations)"
+            fix = f"{merge}, or {fix}"
+        raise ModelError(whole, fault, fix)
     return _Analysis(graph=graph, groups=tuple(groups), held=held)
 
 
@@ -326,6 +332,34 @@ def _reason_to_hold(
             return f"{_path_of(graph, node)} is excluded"
         if any(root is None for root in part.root_idxs):
             return "its channels can't be followed"
+        if isinstance(node.module, ROOTS) and "weight" not in node.module._parameters:
+            name = _path_of(graph, node)
+            return f"the weight of {name} is {COMPUTED}"
+    return ""
+
+
+def _rated(graph: Any, item: Any, root: str, step: Prune) -> Any:
+    """Return the importance of each channel of a group; None if it holds nothing that is rated."""
+    rate = IMPORTANCES[step.importance]
+    assert rate is not None
+    where, fix = f"layer {root!r}", f'exclude = ["{root}"]'
+    try:
+        with _as_model_error(where, "can't be rated", fix):
+            return rate()(item)
+    except ModelError as err:
+        idle = _without_gradient(graph, item) if step.importance == "taylor" else ""
+        if not idle:
+            raise
+        fault = f"can't be rated by 'taylor': the loss does not depend on {idle}"
+        raise ModelError(where, fault, f"{fix}, or choose another importance") from err
+
+
+def _without_gradient(graph: Any, item: Any) -> str:
+    """Return the first layer of a group that the loss has no gradient for; empty if none."""
+    for part in item:
+        layer = part.dep.target.module
+        if isinstance(layer, ROOTS) and layer.weight.grad is None:
+            return _path_of(graph, part.dep.target)
     return ""
 
 
@@ -724,6 +758,25 @@ def _refusal(
 
 
 # Words
+
+
+@contextmanager
+def _told_for_loops(model: nn.Module) -> Iterator[None]:
+    """Say it plainly where what fails is known: recurrent layers that run both ways."""
+    try:
+        yield
+    except ModelError as err:
+        names = [
+            repr(path)
+            for path, layer in model.named_modules()
+            if isinstance(layer, nn.RNNBase) and layer.bidirectional
+        ]
+        if not names:
+            raise
+        plural = "s" if len(names) > 1 else ""
+        fault = f"has channels that can't be followed through the bidirectional layer{plural} "
+        fix = 'drop the step (step = "factorize" takes its linear layers and convolutions)'
+        raise ModelError(err.where, fault + ", ".join(names), fix) from err
 
 
 @contextmanager

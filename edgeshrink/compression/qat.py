@@ -41,11 +41,10 @@ def apply(model: nn.Module, step: TrainQuantized, context: Context) -> Changed:
         ModelError: An operator has no int8 form, or the training fails.
     """
     task = context.task
-    where = "recipe step 'qat'"
-    check_trainable(task, where)
+    check_trainable(task, "qat")
     if "validation" not in task.data:
         fix = "add the split 'validation' to data, or use the step 'quantize'"
-        raise ConfigError(where, "has nothing to compare training with quantizing by", fix)
+        raise ConfigError("qat", "has nothing to compare training with quantizing by", fix)
     judge = _judge(task)
     context.progress(0.0, "calibrating")
     trainable = TrainableQuantized(

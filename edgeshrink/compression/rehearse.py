@@ -132,8 +132,7 @@ class Rehearsal:
     def _calibrate(self) -> None:
         inputs, targets, n_samples = _few(self._task.data["validation"])
         outputs = float_predict(self._model)(*inputs)
-        where = f"task {self._task.name!r}: temperature"
-        temperature.check_form(outputs, targets, n_samples, where)
+        temperature.check_form(outputs, targets, n_samples, f"task {self._task.name!r}")
 
     def _taught(self) -> nn.Module:
         if self._teacher is None:

@@ -119,7 +119,7 @@ def _nll(logits: Array, labels: Array) -> float:
 
 def _collect(predict: Predict, task: Task) -> tuple[Array, Array]:
     """Return logits (n, classes) and labels (n,) of the validation split."""
-    where = f"task {task.name!r}: temperature"
+    where = f"task {task.name!r}"
     if "validation" not in task.data:
         fix = "add the split 'validation' to data, or leave the step out"
         raise ConfigError(where, "the task has no split 'validation'", fix)

@@ -22,6 +22,7 @@ from edgeshrink.errors import ConfigError, EdgeshrinkError, ModelError
 from edgeshrink.program import ProgramModule
 from edgeshrink.recipe import (
     Cluster,
+    Factorize,
     Finetune,
     Prune,
     Quantize,
@@ -263,6 +264,26 @@ def test_a_step_that_fails_names_itself(monkeypatch, function, kind, words):
     with pytest.raises(EdgeshrinkError) as caught:
         run(make_task(), Sparsify(), Cluster())
     assert type(caught.value) is kind
+    assert str(caught.value).startswith(words)
+
+
+def fail_here(model, step, context):
+    raise ConfigError("cluster: macs", "is too low", "raise it")
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        ((Factorize(macs=0.001),), "recipe step 1 (factorize): macs: asks for 0.1%"),
+        ((Sparsify(), Cluster()), "recipe step 2 (cluster): macs: is too low; raise it"),
+        ((Finetune(features=("cnv=conv",)),), "recipe step 1 (finetune): features: names 'cnv'"),
+    ],
+    ids=["factorize", "cluster", "finetune"],
+)
+def test_the_place_of_a_fault_is_named_once(monkeypatch, steps, words):
+    monkeypatch.setitem(STEPS, Cluster, f"{__name__}:fail_here")
+    with pytest.raises(ConfigError) as caught:
+        run(make_task(), *steps)
     assert str(caught.value).startswith(words)
 
 

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from edgeshrink.compression.layers import macs_of
 from edgeshrink.compression.prune import apply
@@ -548,6 +549,64 @@ def test_channels_that_are_mixed_up_are_found_although_all_shapes_fit():
     torch.manual_seed(0)
     with pytest.raises(ModelError, match=r"'first'.*others are mixed up"):
         run(Shuffled(), Prune(ratio=0.5, scope="layer", keep_multiple=2))
+
+
+class Normed(nn.Module):
+    """A layer under weight norm, whose outputs no other layer gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = weight_norm(nn.Linear(8, 16))
+        self.second, self.head = nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.second(torch.relu(self.first(x)))))
+
+
+class BothWays(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.GRU(2, 12, bidirectional=True, batch_first=True)
+        self.head = nn.Linear(24, 4)
+
+    def forward(self, x):
+        _, last = self.cell(x)
+        return self.head(torch.cat([last[-2], last[-1]], 1))
+
+
+@pytest.mark.parametrize("importance", ["magnitude", "taylor"])
+def test_layers_under_weight_norm_stay_and_others_go(importance):
+    step = Prune(ratio=0.5, scope="layer", importance=importance, exclude=("second",))
+    with pytest.raises(ModelError, match=r"weight of first is computed, .*; merge such weights"):
+        run(Normed(), step, (8,))
+    changed, _ = run(Normed(), replace(step, exclude=()), (8,))
+    assert changed.model.second.out_features == 8
+    assert changed.model.first.out_features == 16
+    assert "first (the weight of first is computed" in changed.note
+
+
+@pytest.mark.parametrize("importance", ["magnitude", "taylor"])
+def test_recurrent_layers_that_run_both_ways_are_named_in_plain_words(importance):
+    with pytest.raises(ModelError, match="through the bidirectional layer 'cell'") as raised:
+        run(BothWays(), Prune(ratio=0.5, importance=importance), (6, 2))
+    assert "Error" not in str(raised.value)
+    assert "factorize" in raised.value.fix
+
+
+def test_a_layer_that_the_loss_does_not_see_is_named():
+    class Aside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.head = nn.Linear(8, 16), nn.Linear(16, 4)
+            self.aside, self.other = nn.Linear(8, 16), nn.Linear(16, 2)
+
+        def forward(self, x):
+            return self.head(self.first(x).relu()), self.other(self.aside(x).relu())
+
+    task = replace(task_of(Aside(), (8,)), loss=lambda y, t: nn.functional.cross_entropy(y[0], t))
+    context = Context(task=task, target=load_target("rpi4"), seed=0)
+    with pytest.raises(ModelError, match=r"'aside'.*the loss does not depend on aside.*exclude"):
+        apply(task.model, Prune(ratio=0.5, importance="taylor"), context)
 
 
 # Rounds

@@ -75,8 +75,18 @@ def test_any_value_is_written_as_toml_that_reads_back(value):
         ('[[steps]]\nstep = "quantize"\nn_samples = true\n', "must be a whole number"),
         ('[[steps]]\nstep = "quantize"\n' * 2, r"steps\[1\].step: .* quantize once"),
         ('[[steps]]\nstep = "prune"\nratio = 0.5\n', "never quantizes"),
-        ('[[steps]]\nstep = "prune"\n', "give exactly one"),
-        ('[[steps]]\nstep = "prune"\nratio = 0.5\nmacs = 0.5\n', "give exactly one"),
+        (
+            '[[steps]]\nstep = "prune"\n',
+            "is not given, .*; give exactly one of ratio, macs and keep",
+        ),
+        (
+            '[[steps]]\nstep = "prune"\nratio = 0.5\nmacs = 0.5\n',
+            r"steps\[0\].ratio: is given, and macs too; give exactly one of ratio, macs and keep",
+        ),
+        (
+            '[[steps]]\nstep = "prune"\nmacs = 0.5\nkeep = ["a=1"]\n',
+            r"steps\[0\].macs: is given, and keep too; give exactly one",
+        ),
         ('[[steps]]\nstep = "prune"\nratio = 1.5\n', r"in \[0, 0.99\]"),
         ('[[steps]]\nstep = "sparsify"\nn = 4\nm = 2\n', "keep fewer than m"),
         ('[[steps]]\nstep = "qat"\nepochs = 0\n', 'use step = "quantize"'),
