@@ -21,7 +21,8 @@ from torchao.quantization.pt2e.quantizer import (
 )
 
 from edgeshrink.errors import ModelError
-from edgeshrink.quantizer.canonical import add_constant, layer_of, operand
+from edgeshrink.quantizer.canonical import add_constant, constant_of, layer_of, operand
+from edgeshrink.quantizer.joins import fixed_scale
 from edgeshrink.quantizer.observers import (
     AnyObserver,
     EntropyObserver,
@@ -141,10 +142,11 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]
                     output_qspec=self.activation, _annotated=True
                 )
             elif node.op == "call_function" and KEY not in node.meta and is_float(node.meta["val"]):
-                self._annotate(node, RULES[node.target])
+                is_fixed = fixed_scale(node, lambda n: constant_of(model, n)) is not None
+                self._annotate(node, RULES[node.target], is_fixed=is_fixed)
         return model
 
-    def _annotate(self, node: fx.Node, rule: Rule) -> None:
+    def _annotate(self, node: fx.Node, rule: Rule, *, is_fixed: bool) -> None:
         if rule.kind == "weighted":
             source, weight = operand(node, 0), operand(node, 1)
             inputs = {source: self._edge(source), weight: WEIGHT[rule.weight_axis]}
@@ -166,7 +168,7 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]
                 input_qspec_map=inputs, output_qspec=fixed, _annotated=True
             )
         else:
-            self._share(node)
+            self._share(node, is_fixed=is_fixed)
 
     def _edge(self, source: fx.Node) -> Any:
         """Read `source` with the scale it was written with; constants get one of their own."""
@@ -186,13 +188,19 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]
                 input_qspec_map=inputs, output_qspec=self.activation, _annotated=True
             )
 
-    def _share(self, node: fx.Node) -> None:
+    def _share(self, node: fx.Node, *, is_fixed: bool) -> None:
+        """Give inputs and output one scale; `is_fixed`: all computed inputs have the same one."""
         sources = [n for n in node.all_input_nodes if is_float(n.meta.get("val"))]
+        if is_fixed:
+            sources.sort(key=lambda n: n.op == "get_attr")
         first = sources[0]
         shared = SharedQuantizationSpec((first, node))
         joined = len(sources) > 1  # then the scale must cover all of them, not the first alone
-        inputs: dict[Any, Any] = {first: self.activation if joined else self._edge(first)}
-        inputs |= dict.fromkeys(sources[1:], shared)
+        is_own = joined and not is_fixed
+        inputs: dict[Any, Any] = {first: self.activation if is_own else self._edge(first)}
+        for source in sources[1:]:
+            has_scale = is_fixed and source.op != "get_attr"
+            inputs[source] = self._edge(source) if has_scale else shared
         node.meta[KEY] = QuantizationAnnotation(
             input_qspec_map=inputs, output_qspec=shared, _annotated=True
         )

@@ -14,6 +14,7 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from edgeshrink.errors import ModelError
 from edgeshrink.quantizer.decompositions import decomposition_table
+from edgeshrink.quantizer.joins import requantize
 from edgeshrink.quiet import quiet
 
 aten = torch.ops.aten
@@ -86,7 +87,8 @@ def canonical_program(
 
     Dropout and copies are gone, batch norms folded, 1-D convolutions and pools written in 2-D,
     global means and pools as `adaptive_avg_pool2d`, recurrent layers unrolled, attention and norms
-    written out, constants folded. Outputs equal the model's up to float rounding.
+    written out, constants folded, joins such as every engine can store. Outputs equal the model's
+    up to float rounding.
 
     Args:
         model: A module, or a program that `torch.export.export` made.
@@ -106,6 +108,7 @@ def canonical_program(
         _drop_unused_state(graph_module)
         propagate_shapes(graph_module, example_inputs)
         _cancel_views(graph_module)
+        _settle_joins(graph_module)
         graph_module.graph.eliminate_dead_code()
         graph_module.recompile()
     return graph_module
@@ -347,6 +350,10 @@ def _cancel_views(graph_module: fx.GraphModule) -> None:
                 new = graph_module.graph.call_function(aten.reshape.default, (source, shape))
             new.meta = dict(node.meta)
             _replace(node, new)
+
+
+def _settle_joins(graph_module: fx.GraphModule) -> None:
+    requantize(graph_module, lambda node: constant_of(graph_module, node))
 
 
 def _lift_elementwise_over_views(graph_module: fx.GraphModule) -> None:

@@ -128,6 +128,7 @@ def _scales(
                     owner[find(node)] = find(source)
         elif rule.kind == "activation" and not _is_fused(node):
             owner[find(node)] = find(node.args[0])
+    fixed = {find(node): scale for node, scale in fixed.items()}
     joint: dict[fx.Node, tuple[float, float]] = {}
     for node, (low, high) in ranges.items():
         if _fused_reader(node) is None:  # else its values are never stored

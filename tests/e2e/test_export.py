@@ -372,6 +372,37 @@ def test_head_on_small_means_of_a_wide_map_follows_the_float_model():
     assert all(a.within_limit for a in result.agreements)
 
 
+class Joined(nn.Module):
+    """What has a fixed scale beside what has none: two branches of sensors, a detector's head."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.left = nn.Sequential(nn.Linear(6, 8), activation)
+        self.right = nn.Sequential(nn.Linear(3, 8), nn.LeakyReLU())
+        self.head, self.box = nn.Linear(16, 1), nn.Linear(16, 2)
+
+    def forward(self, sensors: Tensor, setting: Tensor) -> Tensor:
+        both = torch.cat([self.left(sensors), self.right(setting)], 1)
+        return torch.cat([torch.sigmoid(self.head(both)), self.box(both)], 1)
+
+
+@pytest.mark.parametrize("device", ["rpi4", "nucleo-l4r5zi"])
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.Sigmoid])
+def test_fixed_scale_is_requantized_before_it_is_joined_with_another(activation, device):
+    torch.manual_seed(0)
+    task = task_of(Joined(activation()), (6,), (3,))
+    result = exported(task, load_target(device))
+    kinds = [op.kind for op in result.graph.ops]
+    assert (kinds.count("MUL"), kinds.count("CONCATENATION")) == (2, 2)
+    assert all(a.within_limit for a in result.agreements)
+    inputs = task.data["calibration"].inputs
+    with torch.no_grad():
+        expected = task.model(*(torch.from_numpy(a) for a in inputs)).numpy()
+    with open_model(result.tflite, "litert") as runner:
+        predict = tflite_predict(runner, result.inputs, result.outputs, result.structure)
+        assert np.abs(predict(*inputs) - expected).max() < 0.05 * np.ptp(expected)
+
+
 # --- engines ----------------------------------------------------------------------------------
 
 

@@ -645,6 +645,24 @@ def test_fixed_scales_survive_a_join():
     (join,) = nodes(graph_module, aten.cat.default)
     read = {(float(s.args[1]), int(s.args[2])) for s in join.all_input_nodes}
     assert read == {written_scale(join)}
+    assert len(nodes(graph_module, aten.mul.Tensor)) == 2, "each is requantized before the join"
+
+
+def test_values_with_one_fixed_scale_are_joined_with_it():
+    model = Of(lambda x, y: torch.cat([torch.sigmoid(x), torch.sigmoid(y).reshape(1, 6)], 1))
+    graph_module = quantized(model, VECTOR, VECTOR)
+    (join,) = nodes(graph_module, aten.cat.default)
+    assert written_scale(join) == SPECIFIED[aten.sigmoid.default]
+    assert not nodes(graph_module, aten.mul.Tensor)
+
+
+def test_bounds_within_a_fixed_range_keep_its_scale_and_others_do_not():
+    within = quantized(Of(lambda x: torch.sigmoid(x).clamp(0.2, 0.8)), VECTOR)
+    (join,) = nodes(within, aten.maximum.default)
+    assert written_scale(join) == SPECIFIED[aten.sigmoid.default]
+    assert not nodes(within, aten.mul.Tensor)
+    beyond = quantized(Of(lambda x: torch.sigmoid(x).clamp(min=2.0)), VECTOR)
+    assert float(beyond(*rows(VECTOR)).min()) == pytest.approx(2.0, abs=0.01)
 
 
 LOCAL_POOLS = {
