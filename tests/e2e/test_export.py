@@ -403,6 +403,23 @@ def test_fixed_scale_is_requantized_before_it_is_joined_with_another(activation,
         assert np.abs(predict(*inputs) - expected).max() < 0.05 * np.ptp(expected)
 
 
+def test_sequence_of_more_steps_than_a_kernel_joins_is_exported_for_microcontrollers():
+    class Sequence(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.head = nn.GRU(3, 4, batch_first=True), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.cell(x)[0])
+
+    torch.manual_seed(0)
+    result = exported(task_of(Sequence(), (12, 3)), load_target("rp2040"))
+    joins = [op for op in result.graph.ops if op.kind == "CONCATENATION"]
+    assert sorted(len(op.inputs) for op in joins) == [3, 10]
+    assert all(a.within_limit for a in result.agreements)
+    assert agreement(result, "tflm").n_values > 0
+
+
 # --- engines ----------------------------------------------------------------------------------
 
 
