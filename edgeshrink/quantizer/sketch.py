@@ -667,11 +667,11 @@ def _cat(b: _Sketcher, node: fx.Node) -> None:
     sources: Any = node.args[0]
     rank = node.meta["val"].dim()
     computed = [n for n in sources if n.op != "get_attr"]
-    if len(computed) != len(sources):
-        raise b._unknown(node, "concatenates constants")
     plain = tuple(range(rank))
     axes = next((b.values[n].axes for n in computed if b.values[n].axes != plain), plain)
-    inputs = [b._stored(n, axes).index for n in sources]
+    inputs = [
+        b._constant(n, axes) if n.op == "get_attr" else b._stored(n, axes).index for n in sources
+    ]
     y = b._new(node, axes=axes)
     axis = axes.index(int(_argument(node, 1, 0)) % rank)
     b._op("CONCATENATION", inputs, y.index, axis=axis, activation="NONE")

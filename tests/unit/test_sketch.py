@@ -111,6 +111,34 @@ def test_an_operator_without_int8_form_is_named_with_its_layer():
         sketch(model.eval(), (torch.randn(layer.shape),))
 
 
+class ClassToken(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 8, 4, 4)
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        patches = self.patch(x).flatten(2).transpose(1, 2)
+        token = self.token.expand(x.shape[0], -1, -1)
+        return self.head(torch.cat([token, patches], 1))
+
+
+def test_a_class_token_is_a_constant_with_the_scale_of_its_join():
+    torch.manual_seed(0)
+    model = ClassToken().eval()
+    graph = sketch(model, (torch.randn(1, 3, 8, 8),)).graph
+    (join,) = [op for op in graph.ops if op.kind == "CONCATENATION"]
+    token, patches = (graph.tensors[i] for i in join.inputs)
+    (result,) = (graph.tensors[i] for i in join.outputs)
+    assert token.quantization.scales == patches.quantization.scales == result.quantization.scales
+    scale, zero = token.quantization.scales[0], token.quantization.zero_points[0]
+    real = (token.data.astype(np.float32) - zero) * scale
+    assert np.abs(real - model.token.detach().numpy()).max() <= scale
+    clean, _ = run_passes(graph)
+    assert lower(clean, ("mul",), arena_seconds=0).arena.n_bytes > 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ZOO)
 def test_an_export_writes_what_the_sketch_says(name):
