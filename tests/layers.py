@@ -185,8 +185,12 @@ SUPPORTED: dict[str, tuple[Layer, ...]] = {
     "PixelShuffle, PixelUnshuffle, ChannelShuffle": (
         _map(lambda x: F.pixel_unshuffle(F.pixel_shuffle(x, 2), 2) * 2),
         _map(lambda x: F.channel_shuffle(x, 2)),
+        Layer(
+            make=lambda: nn.Sequential(nn.Conv1d(3, 8, 3), nn.Upsample(scale_factor=2)),
+            shape=SIGNAL,
+        ),
     ),
-    "Upsample (nearest, bilinear)": (
+    "Upsample (nearest also in 1-D, bilinear)": (
         _map(nn.Upsample(scale_factor=2)),
         _map(nn.Upsample(scale_factor=2, mode="bilinear")),
     ),

@@ -180,6 +180,17 @@ def _adaptive_avg_pool1d(x: Tensor, output_size: list[int]) -> Any:
     return F.adaptive_avg_pool2d(x.unsqueeze(2), (1, 1)).squeeze(2)
 
 
+def _upsample_nearest1d(
+    x: Tensor, output_size: list[int] | None, scale_factors: list[float] | None
+) -> Tensor:
+    y = F.interpolate(
+        x.unsqueeze(2),  # (n, c, 1, length)
+        None if output_size is None else (1, output_size[0]),
+        None if scale_factors is None else (1.0, scale_factors[0]),
+    )
+    return y.squeeze(2)
+
+
 def _mean(
     x: Tensor, dim: list[int] | None, keepdim: bool = False, *, dtype: torch.dtype | None = None
 ) -> Any:
@@ -402,6 +413,7 @@ OURS: Final[dict[Any, Callable[..., Any]]] = {
     aten.max_pool1d.default: _max_pool1d,
     aten.avg_pool1d.default: _avg_pool1d,
     aten.adaptive_avg_pool1d.default: _adaptive_avg_pool1d,
+    aten.upsample_nearest1d.vec: _upsample_nearest1d,
     aten.mean.dim: _mean,
     aten.pad.default: _pad,
     aten.pixel_shuffle.default: _pixel_shuffle,

@@ -106,6 +106,10 @@ REMEDIES: Final[dict[str, str]] = {
     "cumsum": "compute it outside of the model",
     "topk": "sort outside of the model",
     "conv3d": "use 2-D convolutions; int8 runtimes have no 3-D ones",
+    "upsample_linear1d": 'use mode="nearest", or a map of height 1 and mode="bilinear"',
+    "upsample_bicubic2d": 'use mode="nearest" or mode="bilinear"',
+    "upsample_nearest_exact1d": 'use mode="nearest"',
+    "upsample_nearest_exact2d": 'use mode="nearest"',
     "where": "blend with a multiplication, or branch outside of the model",
 } | dict.fromkeys(
     ("gt", "lt", "ge", "le", "eq", "ne", "logical_and", "logical_or", "logical_not"),

@@ -201,6 +201,8 @@ REWRITES: dict[str, Rewrite] = {
         lambda: nn.AvgPool1d(5, 3, ceil_mode=True), shape=SIGNAL
     ),
     "global pool of signals": _chain(lambda: nn.AdaptiveAvgPool1d(1), shape=SIGNAL),
+    "resized signals": _chain(lambda: nn.Upsample(scale_factor=2), shape=SIGNAL),
+    "signals resized to a length": _chain(lambda: nn.Upsample(size=17), shape=SIGNAL),
     "average pool that covers the map": _of(lambda x: F.avg_pool2d(x, (6, 10)), WIDE),
     "average pool that covers the map with a divisor": _of(
         lambda x: F.avg_pool2d(x, 8, divisor_override=7)
@@ -861,6 +863,14 @@ def test_unsupported_operator_is_refused_by_layer_and_name(operation, operator):
 
 
 def test_refusal_comes_before_any_calibration():
+@pytest.mark.parametrize("mode", ["linear", "nearest-exact"])
+def test_signals_resized_otherwise_are_refused_with_a_remedy(mode):
+    graph_module = canonical_program(nn.Upsample(scale_factor=2, mode=mode), rows(SIGNAL))
+    with pytest.raises(ModelError, match="has no int8 form") as caught:
+        quantize(graph_module, [rows(SIGNAL)])
+    assert 'mode="nearest"' in caught.value.fix
+
+
     def never():
         pytest.fail("the data was touched")
         yield rows(VECTOR)
