@@ -90,7 +90,8 @@ def plan_task(
         ModelError: The model can't be traced, or an operator has no price.
     """
     progress(0.0, "sketching")
-    drawn = sketch(task.model, task.example_inputs)
+    is_micro = target.kind == "microcontroller"
+    drawn = sketch(task.model, task.example_inputs, micro=is_micro)
     return _plan(
         task, target, budget, drawn, trainable_of(task), optimize=optimize, threads=threads,
         seed=seed, cache=cache, progress=progress,

@@ -145,12 +145,8 @@ SUPPORTED: dict[str, tuple[Layer, ...]] = {
     ),
     "ReLU, ReLU6, Hardtanh, clamp": (_map(F.relu), _map(F.relu6), _map(F.hardtanh)),
     "LeakyReLU, PReLU": (_map(nn.LeakyReLU(0.1)), _map(nn.PReLU(8))),
-    "Hardswish, Hardsigmoid, SiLU, GELU": (
-        _map(F.hardswish),
-        _map(F.hardsigmoid),
-        _map(F.silu),
-        _map(F.gelu),
-    ),
+    "Hardswish, Hardsigmoid, SiLU": (_map(F.hardswish), _map(F.hardsigmoid), _map(F.silu)),
+    "GELU": (_map(F.gelu),),
     "Sigmoid, Tanh": (_map(torch.sigmoid), _vector(torch.tanh)),
     "Softmax, LogSoftmax": (_vector(nn.Softmax(-1)), _vector(nn.LogSoftmax(-1))),
     "MaxPool2d, AvgPool2d, AdaptiveAvgPool2d(1), mean": (
@@ -185,14 +181,14 @@ SUPPORTED: dict[str, tuple[Layer, ...]] = {
     "PixelShuffle, PixelUnshuffle, ChannelShuffle": (
         _map(lambda x: F.pixel_unshuffle(F.pixel_shuffle(x, 2), 2) * 2),
         _map(lambda x: F.channel_shuffle(x, 2)),
-        Layer(
-            make=lambda: nn.Sequential(nn.Conv1d(3, 8, 3), nn.Upsample(scale_factor=2)),
-            shape=SIGNAL,
-        ),
     ),
     "Upsample (nearest also in 1-D, bilinear)": (
         _map(nn.Upsample(scale_factor=2)),
         _map(nn.Upsample(scale_factor=2, mode="bilinear")),
+        Layer(
+            make=lambda: nn.Sequential(nn.Conv1d(3, 8, 3), nn.Upsample(scale_factor=2)),
+            shape=SIGNAL,
+        ),
     ),
     "squeeze-and-excite": (Layer(make=SqueezeExcite, shape=MAP),),
     "MultiheadAttention, TransformerEncoderLayer (no mask), matmul": (

@@ -133,6 +133,7 @@ def export(
     else:
         folded = unfolded = canonical_program(_source(task.model), examples)
         if isinstance(step, TrainQuantized) or step.dtype == "int8":
+            refuse_unsupported(folded, micro=target.kind == "microcontroller")
             progress(0.1, f"calibrating on {len(samples)} samples")
             precision = _precision(task, target, step, folded, samples, most_drop, baseline)
             made = _quantize(folded, samples, step, precision)
@@ -280,21 +281,22 @@ def check_exportable(
     *,
     names_stay: bool = True,
 ) -> None:
-    """Raise ModelError when the model can't be traced, or holds an operator without an int8 form.
+    """Raise ModelError when the model can't be traced, or holds an operator without a kernel.
 
     `export` finds that as well; this takes seconds, and is for the time before a long training.
 
     Args:
         task: Its model is traced.
         step: Whether it quantizes, and which layers it wants in 16 bits.
-        target: Whose kernels of 16 bits count; None: they are not asked for.
+        target: Whose kernels count; None: every operator with an int8 form will do.
         names_stay: Whether layers keep their names until they are quantized: then ConfigError tells
             of one that `step` names and the model has not.
     """
     graph_module = canonical_program(_source(task.model), _examples(task))
     if isinstance(step, Quantize) and step.dtype != "int8":
         return
-    refuse_unsupported(graph_module)
+    is_micro = target is not None and target.kind == "microcontroller"
+    refuse_unsupported(graph_module, micro=is_micro)
     if target is None or not names_stay or not uses_int16(step):
         return
     assert isinstance(step, Quantize)

@@ -29,7 +29,7 @@ from edgeshrink.quantizer.observers import (
     MseObserver,
     PercentileObserver,
 )
-from edgeshrink.quantizer.operators import REMEDIES, RULES, Rule
+from edgeshrink.quantizer.operators import MICRO_REMEDIES, REMEDIES, RULES, Rule
 
 aten = torch.ops.aten
 KEY: Final = "quantization_annotation"
@@ -73,10 +73,24 @@ def is_float(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.dtype.is_floating_point
 
 
-def refuse_unsupported(graph_module: fx.GraphModule) -> None:
-    """Raise ModelError for the first operator that can't be int8, before any conversion starts."""
+def refuse_unsupported(graph_module: fx.GraphModule, *, micro: bool = False) -> None:
+    """Raise ModelError for the first operator that can't be int8, before any conversion starts.
+
+    Args:
+        graph_module: In canonical form.
+        micro: Whether it is for a microcontroller, which has fewer operators.
+    """
     for node in graph_module.graph.nodes:
-        if node.op != "call_function" or node.target in RULES:
+        if node.op != "call_function":
+            continue
+        if node.target in RULES:
+            if micro and not RULES[node.target].micro:
+                name = operator_name(node.target)
+                raise ModelError(
+                    f"layer {layer_of(node)!r}",
+                    f"operator {name!r} has no kernel on microcontrollers",
+                    MICRO_REMEDIES[name],
+                )
             continue
         inputs_float = any(is_float(n.meta.get("val")) for n in node.all_input_nodes)
         if not is_float(node.meta.get("val")) and not inputs_float:

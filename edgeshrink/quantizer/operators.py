@@ -30,7 +30,7 @@ class Rule:
     - `lookup`: like `own`, but with the scale and zero point that the specification fixes.
 
     `wide` says who has a kernel with int16 activations: `every` engine that runs `.tflite`, LiteRT
-    alone, or `none`.
+    alone, or `none`. `micro`: TensorFlow Lite Micro has a kernel for it.
     """
 
     kind: Kind
@@ -38,6 +38,7 @@ class Rule:
     weight_axis: int = 0
     scale: float = 0.0
     zero_point: int = 0
+    micro: bool = True
 
 
 _SAME: Final = Rule(kind="same")
@@ -77,7 +78,7 @@ RULES: Final[dict[Any, Rule]] = {
     aten.abs.default: _OWN,
     aten.constant_pad_nd.default: _SAME,
     aten.hardswish.default: Rule(kind="own", wide="none"),
-    aten.gelu.default: Rule(kind="own", wide="litert"),
+    aten.gelu.default: Rule(kind="own", wide="litert", micro=False),
     aten.leaky_relu.default: _OWN,
     aten.softmax.int: Rule(kind="lookup", scale=1 / 256, zero_point=-128),
     aten._softmax.default: Rule(kind="lookup", scale=1 / 256, zero_point=-128),
@@ -105,13 +106,16 @@ REMEDIES: Final[dict[str, str]] = {
     "cos": "compute it outside of the model or make it a constant",
     "cumsum": "compute it outside of the model",
     "topk": "sort outside of the model",
-    "conv3d": "use 2-D convolutions; int8 runtimes have no 3-D ones",
     "upsample_linear1d": 'use mode="nearest", or a map of height 1 and mode="bilinear"',
     "upsample_bicubic2d": 'use mode="nearest" or mode="bilinear"',
     "upsample_nearest_exact1d": 'use mode="nearest"',
     "upsample_nearest_exact2d": 'use mode="nearest"',
+    "conv3d": "use 2-D convolutions; int8 runtimes have no 3-D ones",
     "where": "blend with a multiplication, or branch outside of the model",
 } | dict.fromkeys(
     ("gt", "lt", "ge", "le", "eq", "ne", "logical_and", "logical_or", "logical_not"),
     "blend with a multiplication, or branch outside of the model",
 )
+
+# The same for operators that microcontrollers lack.
+MICRO_REMEDIES: Final[dict[str, str]] = {"gelu": "use relu, hardswish or silu"}

@@ -65,8 +65,15 @@ class Sketch:
     layers: Mapping[str, tuple[int, ...]]  # path of a layer with weights -> its operators
 
 
-def sketch(model: nn.Module, example_inputs: tuple[torch.Tensor, ...]) -> Sketch:
+def sketch(
+    model: nn.Module, example_inputs: tuple[torch.Tensor, ...], *, micro: bool = False
+) -> Sketch:
     """Return the int8 graph that an export of `model` would write, but for the scales' values.
+
+    Args:
+        model: It stays as it is.
+        example_inputs: One tensor per input, batch of 1.
+        micro: Whether it is for a microcontroller, which has fewer operators.
 
     Raises:
         ModelError: The model can't be traced, or an operator has no int8 form; names the layer.
@@ -75,7 +82,7 @@ def sketch(model: nn.Module, example_inputs: tuple[torch.Tensor, ...]) -> Sketch
     with quiet():  # copying an exported program warns
         own = copy.deepcopy(model)
     graph_module = canonical_program(own, inputs)
-    refuse_unsupported(graph_module)
+    refuse_unsupported(graph_module, micro=micro)
     scalars_to_constants(graph_module)
     return sketch_program(graph_module, inputs)
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgeshrink.errors import ModelError
-from edgeshrink.exporting import Exported, export, exporter
+from edgeshrink.exporting import Exported, check_exportable, export, exporter
 from edgeshrink.exporting.gates import Difference, compare, engine_limit
 from edgeshrink.predict import dequantize_array, pte_predict, tflite_predict
 from edgeshrink.recipe import Quantize
@@ -430,8 +430,11 @@ def test_operator_that_tflm_lacks_is_no_concern_of_a_target_that_does_not_run_it
     assert "GELU" in {op.kind for op in result.graph.ops}
     assert {a.engine for a in result.agreements} == {"executorch", "torch", "litert-builtin"}
     microcontroller = load_target("nucleo-l4r5zi")
-    with pytest.raises(ModelError, match="GELU"):
-        exported(task, microcontroller)
+    for refuse in (exported, lambda task, device: check_exportable(task, Quantize(), device)):
+        with pytest.raises(ModelError, match=r"'1'.* 'gelu' has no kernel on micro") as caught:
+            refuse(task, microcontroller)
+        assert "hardswish" in caught.value.fix
+    check_exportable(task, Quantize(), target())
 
 
 class Astray:

@@ -17,8 +17,9 @@ from torch import Tensor, fx, nn
 
 from edgeshrink.errors import ModelError
 from edgeshrink.quantizer import canonical_program, quantize
+from edgeshrink.quantizer.annotate import refuse_unsupported
 from edgeshrink.quantizer.decompositions import OURS
-from edgeshrink.quantizer.operators import REMEDIES, RULES
+from edgeshrink.quantizer.operators import MICRO_REMEDIES, REMEDIES, RULES
 
 aten = torch.ops.aten
 MAP, WIDE = (1, 4, 8, 8), (1, 4, 6, 10)  # (n, c, h, w)
@@ -200,9 +201,9 @@ REWRITES: dict[str, Rewrite] = {
     "average pool of signals, length rounded up": _chain(
         lambda: nn.AvgPool1d(5, 3, ceil_mode=True), shape=SIGNAL
     ),
-    "global pool of signals": _chain(lambda: nn.AdaptiveAvgPool1d(1), shape=SIGNAL),
     "resized signals": _chain(lambda: nn.Upsample(scale_factor=2), shape=SIGNAL),
     "signals resized to a length": _chain(lambda: nn.Upsample(size=17), shape=SIGNAL),
+    "global pool of signals": _chain(lambda: nn.AdaptiveAvgPool1d(1), shape=SIGNAL),
     "average pool that covers the map": _of(lambda x: F.avg_pool2d(x, (6, 10)), WIDE),
     "average pool that covers the map with a divisor": _of(
         lambda x: F.avg_pool2d(x, 8, divisor_override=7)
@@ -862,7 +863,6 @@ def test_unsupported_operator_is_refused_by_layer_and_name(operation, operator):
         assert caught.value.fix == REMEDIES[operator]
 
 
-def test_refusal_comes_before_any_calibration():
 @pytest.mark.parametrize("mode", ["linear", "nearest-exact"])
 def test_signals_resized_otherwise_are_refused_with_a_remedy(mode):
     graph_module = canonical_program(nn.Upsample(scale_factor=2, mode=mode), rows(SIGNAL))
@@ -871,6 +871,17 @@ def test_signals_resized_otherwise_are_refused_with_a_remedy(mode):
     assert 'mode="nearest"' in caught.value.fix
 
 
+def test_operator_that_microcontrollers_lack_is_refused_for_them_alone():
+    graph_module = canonical_program(nn.Sequential(nn.Linear(6, 6), nn.GELU()), rows(VECTOR))
+    refuse_unsupported(graph_module)
+    with pytest.raises(ModelError, match="'gelu' has no kernel on microcontrollers") as caught:
+        refuse_unsupported(graph_module, micro=True)
+    assert caught.value.where == "layer '1'"
+    assert caught.value.fix == MICRO_REMEDIES["gelu"]
+    assert {t for t in RULES if not RULES[t].micro} == {aten.gelu.default}
+
+
+def test_refusal_comes_before_any_calibration():
     def never():
         pytest.fail("the data was touched")
         yield rows(VECTOR)
