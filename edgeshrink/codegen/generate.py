@@ -24,6 +24,7 @@ from edgeshrink.lowering import (
     StructArg,
     TensorArg,
 )
+from edgeshrink.lowering.calls import array_key, struct_key
 from edgeshrink.lowering.kernel_files import included_headers, kernel_file
 
 _KEYWORDS: Final = """
@@ -122,8 +123,7 @@ class _Constants:
 
     def array(self, values: npt.NDArray[Any], label: str, align: int, *, is_weight: bool) -> str:
         values = np.ascontiguousarray(values)
-        align = max(align, values.itemsize)
-        key = (values.tobytes(), values.dtype.name, align)
+        key = array_key(values, align)
         if key in self._symbols:
             return self._symbols[key]
         symbol = self._new(label)
@@ -132,13 +132,13 @@ class _Constants:
             self.weight_bytes += values.nbytes
         else:
             self.table_bytes += values.nbytes
-        self._definitions.append(array(symbol, values, align=align))
+        self._definitions.append(array(symbol, values, align=max(align, values.itemsize)))
         size = max(1, values.size)
         self._declarations.append(f"extern const {c_type(values.dtype)} {symbol}[{size}];")
         return symbol
 
     def struct(self, arg: StructArg, label: str) -> str:
-        key = (arg.type, tuple(arg.fields.items()))
+        key = struct_key(arg)
         if key in self._symbols:
             return self._symbols[key]
         symbol = self._new(label)

@@ -20,6 +20,7 @@ import numpy as np
 
 from edgeshrink.graph import Graph, Op
 from edgeshrink.lowering import Call, ConstArg, Lowered, Step, StructArg, TensorArg
+from edgeshrink.lowering.calls import ConstantKey, array_key, struct_key
 from edgeshrink.passes.padding import conv_padding
 
 DATA: Final = Path(__file__).parent / "data" / "firmware_prices.json"
@@ -119,12 +120,11 @@ def code_bytes(lowered: Lowered, rates: Mapping[str, Any]) -> int:
 
 def constant_bytes(lowered: Lowered) -> int:
     """Return the bytes of constants: equal ones once, as the code generator writes them."""
-    seen: dict[tuple[Any, ...], int] = {}
+    seen: dict[ConstantKey, int] = {}
 
     def array(values: Any, align: int) -> None:
         values = np.ascontiguousarray(values)
-        key = (values.tobytes(), values.dtype.name, max(align, values.itemsize))
-        seen[key] = -(-values.nbytes // 4) * 4
+        seen[array_key(values, align)] = -(-values.nbytes // 4) * 4
 
     for step in (*lowered.init, *lowered.steps):
         for call in step.variant.calls:
@@ -132,7 +132,7 @@ def constant_bytes(lowered: Lowered) -> int:
                 if isinstance(arg, ConstArg):
                     array(arg.values, arg.align)
                 elif isinstance(arg, StructArg):
-                    seen[(arg.type, tuple(arg.fields.items()))] = 4 * len(arg.fields)
+                    seen[struct_key(arg)] = 4 * len(arg.fields)
                 elif isinstance(arg, TensorArg):
                     place = lowered.places[arg.tensor]
                     data = lowered.graph.tensors[place.constant].data

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from edgeshrink.arena import ArenaPlan
 from edgeshrink.graph import Graph
 
+ConstantKey = tuple[Any, ...]
 Optimize = Literal["latency", "ram", "flash"]
 
 
@@ -52,6 +53,16 @@ class IntArg:
     """An int32_t by value."""
 
     value: int
+
+
+def array_key(values: npt.NDArray[Any], align: int) -> ConstantKey:
+    """Return what arrays have in common that are one in the firmware: content, type, alignment."""
+    return values.tobytes(), values.dtype.name, max(align, values.itemsize)
+
+
+def struct_key(arg: StructArg) -> ConstantKey:
+    """Return what structs have in common that are one in the firmware."""
+    return arg.type, tuple(arg.fields.items())
 
 
 Arg = TensorArg | ConstArg | StructArg | ScratchArg | IntArg

@@ -6,11 +6,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
+import numpy as np
+
 from edgeshrink.arena import Block, Overlap, order_for_memory, plan_arena
 from edgeshrink.costs.memory_system import MemorySystem
 from edgeshrink.errors import ModelError
 from edgeshrink.graph import Graph, Op, Tensor
-from edgeshrink.lowering.calls import Lowered, Optimize, Place, Step, Variant
+from edgeshrink.lowering.calls import (
+    ConstantKey,
+    ConstArg,
+    Lowered,
+    Optimize,
+    Place,
+    Step,
+    StructArg,
+    TensorArg,
+    Variant,
+    array_key,
+    struct_key,
+)
 from edgeshrink.lowering.fixed_point import place_of
 from edgeshrink.lowering.table import LOWERINGS
 from edgeshrink.lowering.variables import (
@@ -21,7 +35,7 @@ from edgeshrink.lowering.variables import (
     lower_variable_op,
     variables,
 )
-from edgeshrink.lowering.waits import constant_tensor_bytes, variant_waiting
+from edgeshrink.lowering.waits import variant_waiting
 from edgeshrink.passes.check import check_graph
 
 ALIGN: Final = 16  # of every buffer: what the widest load of any kernel wants
@@ -238,20 +252,27 @@ def _smallest(options: Mapping[int, tuple[Variant, ...]], graph: Graph) -> dict[
     """Return the variants with the fewest bytes, cycles counted as bytes by `CYCLES_PER_BYTE`.
 
     Code is paid once by all that share it, so besides single operators all that can share a kernel
-    change to it together, as long as anything gets better.
+    change to it together, as long as anything gets better. Constants that are equal in several
+    operators are paid once too.
     """
-    own = {
-        id(v): v.constant_bytes + constant_tensor_bytes(graph, v) + v.time_cycles / CYCLES_PER_BYTE
-        for vs in options.values()
-        for v in vs
-    }
+    constants = {id(v): _constants(graph, v) for vs in options.values() for v in vs}
+    users: dict[ConstantKey, set[int]] = {}
+    for i, vs in options.items():
+        for key in (key for v in vs for key in constants[id(v)]):
+            users.setdefault(key, set()).add(i)
+    own, shared = {}, {}
+    for v in (v for vs in options.values() for v in vs):
+        alone = (n for key, n in constants[id(v)].items() if len(users[key]) == 1)
+        own[id(v)] = sum(alone) + v.time_cycles / CYCLES_PER_BYTE
+        shared[id(v)] = {k: n for k, n in constants[id(v)].items() if len(users[k]) > 1}
 
     def cost(chosen: Mapping[int, Variant]) -> float:
         code: dict[tuple[str, ...], int] = {}
         for v in chosen.values():
             functions = tuple(c.function for c in v.calls)
             code[functions] = max(v.code_bytes, code.get(functions, 0))
-        return sum(code.values()) + sum(own[id(v)] for v in chosen.values())
+        once = {key: n for v in chosen.values() for key, n in shared[id(v)].items()}
+        return sum(code.values()) + sum(once.values()) + sum(own[id(v)] for v in chosen.values())
 
     chosen = {i: min(vs, key=lambda v: v.code_bytes) for i, vs in options.items()}
     moves: list[dict[int, Variant]] = [{i: v} for i, vs in options.items() for v in vs]
@@ -270,6 +291,19 @@ def _smallest(options: Mapping[int, tuple[Variant, ...]], graph: Graph) -> dict[
             if (found := cost(other)) < best:
                 chosen, best, improved = other, found, True
     return chosen
+
+
+def _constants(graph: Graph, variant: Variant) -> dict[ConstantKey, int]:
+    """Return the constants that a variant reads, each with its bytes."""
+    found: dict[ConstantKey, int] = {}
+    for arg in (arg for call in variant.calls for arg in call.args):
+        if isinstance(arg, ConstArg):
+            found[array_key(np.asarray(arg.values), arg.align)] = int(np.asarray(arg.values).nbytes)
+        elif isinstance(arg, StructArg):
+            found[struct_key(arg)] = 4 * len(arg.fields)
+        elif isinstance(arg, TensorArg) and graph.tensors[arg.tensor].data is not None:
+            found[(arg.tensor,)] = graph.tensors[arg.tensor].n_bytes
+    return found
 
 
 def _planned(

@@ -246,17 +246,18 @@ def scalar_dense(conv: Conv, shape: StructArg) -> list[Variant]:
     if scales is None or folded is None or n_in % 4:
         return []
     packed = conv.weights.reshape(n_out, n_in).view("<i4")  # (n_out, words)
-    stream: list[npt.NDArray[np.int32]] = []
     whole = n_out // 4 * 4
-    groups = [slice(o, o + 4) for o in range(0, whole, 4)]
-    for group in (*groups, *(slice(o, o + 1) for o in range(whole, n_out))):
-        stream += [folded[group], packed[group].T.ravel(), scales[group].ravel()]
+    fours = [slice(o, o + 4) for o in range(0, whole, 4)]
+    groups = [*fours, *(slice(o, o + 1) for o in range(whole, n_out))]
+    weights = [packed[group].T.ravel() for group in groups]
+    channels = [part for g in groups for part in (folded[g], scales[g].ravel())]
     call = Call(
         function="es_dense_s8__scalar",
         args=(
             shape,
             TensorArg(tensor=conv.x),
-            ConstArg(name="weights", values=np.concatenate(stream)),
+            ConstArg(name="weights", values=np.concatenate(weights)),
+            ConstArg(name="channels", values=np.concatenate(channels)),
             TensorArg(tensor=conv.y),
         ),
     )
@@ -266,5 +267,5 @@ def scalar_dense(conv: Conv, shape: StructArg) -> list[Variant]:
         cycles=shape.fields["rows"] * (4.7 * n_out * n_in + 75.0 * n_out),
         code_bytes=500,
     )
-    fours = scalar_conv(conv) if shape.fields["rows"] > 1 else []
-    return [one, *(replace(v, name="scalar by four rows") for v in fours)]
+    by_rows = scalar_conv(conv) if shape.fields["rows"] > 1 else []
+    return [one, *(replace(v, name="scalar by four rows") for v in by_rows)]

@@ -23,8 +23,8 @@ void es_dense_s8__ref(const es_dense_shape *shape, const int8_t *x, const int8_t
 void es_dense_s8__dsp(const es_dense_shape *shape, const int8_t *x, const int8_t *w,
                       const int32_t *bias, const int32_t *multiplier, const int8_t *shift,
                       int8_t *y);
-void es_dense_s8__scalar(const es_dense_shape *shape, const int8_t *x, const int32_t *stream,
-                         int8_t *y);
+void es_dense_s8__scalar(const es_dense_shape *shape, const int8_t *x, const int32_t *w,
+                         const int32_t *channels, int8_t *y);
 
 ES_END
 

@@ -3,11 +3,14 @@
  *   y[r][o] = clamp(requantize(bias[o] + sum_i x[r][i] * w[o][i]) + y_zero)
  *   with the input's zero point folded into the bias
  *
- *   x       [in]   int8 (rows, n_in), aligned to 4 bytes
- *   stream  [in]   int32: for every four outputs their 4 biases; for every 4 inputs a word of 4
- *                  weights of each; multiplier and shift of es_requantize_scalar of each. The last
- *                  n_out % 4 outputs follow one by one in the same way.
- *   y       [out]  int8 (rows, n_out), must not alias x
+ *   x         [in]   int8 (rows, n_in), aligned to 4 bytes
+ *   w         [in]   int32: for every four outputs, for every 4 inputs a word of 4 weights of each;
+ *                    the last n_out % 4 outputs follow one by one
+ *   channels  [in]   int32: for every four outputs their 4 biases; multiplier and shift of
+ *                    es_requantize_scalar of each; the last outputs as with the weights
+ *   y         [out]  int8 (rows, n_out), must not alias x
+ *
+ * Weights stand apart from what scales change: layers with the same weights share them.
  *
  * Pre:   n_in is a multiple of 4; w_zero is 0; |bias[o]| + 128 * sum |w[o]| < 2^29; all shifts
  *        right by 1 to 22.
@@ -16,7 +19,8 @@
 #include "es_dense.h"
 #include "es_scalar.h"
 
-/* Adds the products of four outputs to sums; returns where the weights end. */
+/* Adds the products of four outputs to sums; returns where the weights end. Its last argument is
+ * what the sums start with. */
 #if ES_SCALAR_ASM
 
 #define ES_ROW(ACC)                                                      \
@@ -26,15 +30,15 @@
   "asrs r7, r6, #16\n sxtb r7, r7\n muls r7, r4, r7\n add " ACC ", r7\n" \
   "asrs r6, r6, #24\n muls r6, r5, r6\n add " ACC ", r6\n"
 
-/* r0 x, r1 and r3 to r5 four values, r2 the stream, r6 four weights, r7 one of them; r8 to r11
+/* r0 x, r1 and r3 to r5 four values, r2 the weights, r6 four of them, r7 one of them; r8 to r11
  * sums, r12 the end of x. */
 __attribute__((naked, noinline)) static const int32_t *es_dot_four(
-    const int8_t *x ES_UNUSED, const int8_t *end ES_UNUSED, const int32_t *stream ES_UNUSED,
-    int32_t *sums ES_UNUSED) {
+    const int8_t *x ES_UNUSED, const int8_t *end ES_UNUSED, const int32_t *w ES_UNUSED,
+    int32_t *sums ES_UNUSED, const int32_t *bias ES_UNUSED) {
   __asm__(
       ES_ENTER
       "mov r12, r1\n"
-      "ldmia r2!, {r4, r5, r6, r7}\n"
+      "ldr r4, [sp, #52]\n ldmia r4, {r4, r5, r6, r7}\n"
       "mov r8, r4\n mov r9, r5\n mov r10, r6\n mov r11, r7\n"
       "1:\n"
       "ldmia r0!, {r6}\n"
@@ -49,10 +53,10 @@ __attribute__((naked, noinline)) static const int32_t *es_dot_four(
 
 #else
 
-static const int32_t *es_dot_four(const int8_t *x, const int8_t *end, const int32_t *stream,
-                                  int32_t *sums) {
-  int32_t a = stream[0], b = stream[1], c = stream[2], d = stream[3];
-  const int8_t *w = (const int8_t *)(stream + 4); /* in this order on little-endian cores */
+static const int32_t *es_dot_four(const int8_t *x, const int8_t *end, const int32_t *words,
+                                  int32_t *sums, const int32_t *bias) {
+  int32_t a = bias[0], b = bias[1], c = bias[2], d = bias[3];
+  const int8_t *w = (const int8_t *)words; /* in this order on little-endian cores */
   for (; x < end; x += 4, w += 16) {
     int32_t p = x[0], q = x[1], r = x[2], s = x[3];
     a += p * w[0] + q * w[1] + r * w[2] + s * w[3];
@@ -66,25 +70,26 @@ static const int32_t *es_dot_four(const int8_t *x, const int8_t *end, const int3
 
 #endif
 
-void es_dense_s8__scalar(const es_dense_shape *shape, const int8_t *x, const int32_t *stream,
-                         int8_t *y) {
+void es_dense_s8__scalar(const es_dense_shape *shape, const int8_t *x, const int32_t *w,
+                         const int32_t *channels, int8_t *y) {
   int32_t level = 2 * shape->y_zero + 1;
   for (int32_t r = 0; r < shape->rows; r++, x += shape->n_in) {
     const int8_t *end = x + shape->n_in;
-    const int32_t *at = stream;
+    const int32_t *words = w, *at = channels;
     for (int32_t left = shape->n_out, n; left > 0; left -= n) {
       int32_t sums[4];
       n = left < 4 ? 1 : 4;
       if (n == 4) {
-        at = es_dot_four(x, end, at, sums);
+        words = es_dot_four(x, end, words, sums, at);
       } else {
-        const int8_t *w = (const int8_t *)(at + 1);
+        const int8_t *q = (const int8_t *)words;
         sums[0] = *at;
-        for (const int8_t *p = x; p < end; p += 4, w += 4) {
-          sums[0] += p[0] * w[0] + p[1] * w[1] + p[2] * w[2] + p[3] * w[3];
+        for (const int8_t *p = x; p < end; p += 4, q += 4) {
+          sums[0] += p[0] * q[0] + p[1] * q[1] + p[2] * q[2] + p[3] * q[3];
         }
-        at = (const int32_t *)(const void *)w;
+        words = (const int32_t *)(const void *)q;
       }
+      at += n;
       for (int32_t i = 0; i < n; i++, at += 2) {
         int32_t value = es_requantize_scalar(sums[i], at, level);
         *y++ = (int8_t)es_clamp(value, shape->y_min, shape->y_max);

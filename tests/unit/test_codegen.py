@@ -17,6 +17,7 @@ from ai_edge_litert import schema_py_generated as S
 from elftools.elf.elffile import ELFFile
 
 from edgeshrink.codegen import Generated, Golden, c_name, generate
+from edgeshrink.costs.firmware import constant_bytes
 from edgeshrink.graph_reader import read_graph
 from edgeshrink.lowering import Lowered, lower
 from edgeshrink.passes import run_passes
@@ -130,6 +131,35 @@ def test_generated_c_passes_its_golden_test_under_sanitizers(name, tmp_path):
     flags = ["-O1", "-fsanitize=undefined,address", "-fno-sanitize-recover=all"]
     run(["gcc", "-std=c11", *WARNINGS, *flags, *sources, "-o", "golden"], tmp_path)
     assert " 0 of " in run(["./golden"], tmp_path)
+
+
+def twice(*, equal: bool) -> bytes:
+    """Two dense layers over values of different scales, of equal weights or not."""
+    net = Int8Net(5)
+    x = net.input((1, 16))
+    first, other = (net.weights((16, 16)) for _ in range(2))
+    return net.finish(net.dense(net.dense(x, 16, weights=first), 16,
+                                weights=first if equal else other))  # fmt: skip
+
+
+@pytest.mark.parametrize("isa", [(), ("mul",), DSP], ids=["ref", "scalar", "dsp"])
+def test_layers_with_equal_weights_share_them(isa, tmp_path):
+    found = {}
+    for equal in (True, False):
+        data = twice(equal=equal)
+        graph, inputs = read_graph(data), random_inputs(data)
+        outputs = tuple(np.stack(rows) for rows in zip(*tflm_outputs(data, *inputs), strict=True))
+        lowered = lower(run_passes(graph)[0], isa, optimize="flash")
+        golden = Golden(inputs=tuple(inputs), outputs=outputs)
+        generated = generate(lowered, "tiny", golden=golden)
+        folder = tmp_path / str(equal)
+        sources = write(generated, folder)
+        run(["gcc", "-std=c11", *WARNINGS, *sources, "-o", "golden"], folder)
+        assert " 0 of " in run(["./golden"], folder)
+        arrays = re.findall(r"(\w+)\[(\d+)\];", generated.files["tiny_data.h"])
+        found[equal] = sum(int(n) in (256, 64) for _, n in arrays), constant_bytes(lowered)
+    assert (found[True][0], found[False][0]) == (1, 2)
+    assert found[False][1] - found[True][1] == 256
 
 
 def test_golden_test_fails_when_one_value_is_wrong(tmp_path):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from edgeshrink.graph import Graph
-from edgeshrink.lowering import Call, Variant, kernel_folders
+from edgeshrink.lowering import Call, ConstArg, Variant, kernel_folders
 from edgeshrink.lowering.lower import CYCLES_PER_BYTE, _choose
 
 GRAPH = Graph(name="none", tensors=(), ops=(), inputs=(), outputs=())
@@ -40,6 +42,19 @@ def test_layers_change_together_to_a_kernel_that_only_pays_when_it_replaces_the_
 
 def test_with_many_layers_speed_outweighs_the_size_of_code():
     assert set(chosen(9, SMALL, FAST, variant("rare", 100, 700))) == {"fast"}
+
+
+def test_a_constant_that_layers_share_is_paid_once():
+    one = ConstArg(name="weights", values=np.zeros(1000, np.int8))
+    own = [ConstArg(name="weights", values=np.full(400, n, np.int8)) for n in range(3)]
+
+    def reading(name: str, arg: ConstArg) -> Variant:
+        return Variant(name=name, calls=(Call(function="dense", args=(arg,)),), code_bytes=100)
+
+    options = {i: (reading("own", own[i]), reading("shared", one)) for i in range(3)}
+    assert {v.name for v in _choose(options, "flash", GRAPH).values()} == {"shared"}
+    del options[2]
+    assert {v.name for v in _choose(options, "flash", GRAPH).values()} == {"own"}
 
 
 def test_cores_with_simd_get_no_kernels_of_cores_without():
