@@ -14,7 +14,7 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from edgeshrink.errors import ModelError
 from edgeshrink.quantizer.decompositions import decomposition_table
-from edgeshrink.quantizer.joins import fold_slices, requantize, split_long
+from edgeshrink.quantizer.joins import requantize, split_long
 from edgeshrink.quiet import quiet
 
 aten = torch.ops.aten
@@ -353,8 +353,6 @@ def _cancel_views(graph_module: fx.GraphModule) -> None:
 
 
 def _settle_joins(graph_module: fx.GraphModule) -> None:
-    fold_slices(graph_module)
-    graph_module.graph.eliminate_dead_code()
     requantize(graph_module, lambda node: constant_of(graph_module, node))
     split_long(graph_module)
 

@@ -77,48 +77,9 @@ def requantize(graph_module: fx.GraphModule, constant: Constant) -> None:
             node.replace_input_with(source, product)
 
 
-def fold_slices(graph_module: fx.GraphModule) -> None:
-    """Read the one input of a `cat` that a slice takes, instead of all of them, in place."""
-    for node in list(graph_module.graph.nodes):
-        if node.target != aten.slice.Tensor or len(node.args) > 4:
-            continue
-        given: Any = (*node.args, *(0, 0, None)[len(node.args) - 1 :])
-        source, axis, start, end = given
-        mover: fx.Node | None = None
-        axis = int(axis) % source.meta["val"].dim()
-        if source.target == aten.transpose.int:  # a recurrent layer's batch comes first
-            mover, pair = source, [int(d) % source.meta["val"].dim() for d in source.args[1:3]]
-            axis = pair[1 - pair.index(axis)] if axis in pair else axis
-            source = source.args[0]
-        if source.target != aten.cat.default or axis != _axis(source):
-            continue
-        part = _part(source, *slice(start, end).indices(source.meta["val"].shape[axis])[:2])
-        if part is None:
-            continue
-        if mover is not None:
-            with graph_module.graph.inserting_before(node):
-                part = graph_module.graph.call_function(aten.transpose.int, (part, *mover.args[1:]))
-            part.meta = dict(node.meta)
-        node.replace_all_uses_with(part)
-        graph_module.graph.erase_node(node)
-
-
 def _axis(cat: fx.Node) -> int:
     axis = int(cat.args[1]) if len(cat.args) > 1 else 0  # type: ignore[arg-type]
     return axis % int(cat.meta["val"].dim())
-
-
-def _part(cat: fx.Node, start: int, end: int) -> fx.Node | None:
-    """Return the input of `cat` that lies between `start` and `end`."""
-    given: Any = cat.args[0]
-    parts: list[fx.Node] = list(given)
-    at = 0
-    for part in parts:
-        size = part.meta["val"].shape[_axis(cat)]
-        if size and (at, at + size) == (start, end):
-            return part
-        at += size
-    return None
 
 
 def split_long(graph_module: fx.GraphModule) -> None:

@@ -685,40 +685,6 @@ def test_long_cat_is_a_tree_of_such_as_every_kernel_takes(count, axis):
     assert len(scales) == 1
 
 
-@pytest.mark.parametrize("cell", [nn.GRU, nn.LSTM])
-@pytest.mark.parametrize("batch_first", [True, False])
-def test_last_step_of_a_sequence_is_read_without_joining_all_of_them(cell, batch_first):
-    model = Of(
-        lambda x, cell: cell(x)[0].select(1 if batch_first else 0, -1),
-        cell=cell(8, 3, batch_first=batch_first),
-    )
-    inputs = rows(SEQUENCE if batch_first else (5, 1, 8))
-    graph_module = canonical_program(model, inputs)
-    assert not nodes(graph_module, aten.cat.default)
-    assert torch.allclose(graph_module(*inputs), model(*inputs), atol=1e-6)
-
-
-SLICES = {
-    "one part": (lambda y: y[:, 6:12], 0),
-    "two parts": (lambda y: y[:, 6:18], 1),
-    "half a part": (lambda y: y[:, 6:9], 1),
-    "every other": (lambda y: y[:, 6:12:2], 1),
-    "across": (lambda y: y[0:1, 3:9], 1),
-    "behind a transpose": (lambda y: y.transpose(0, 1)[12:18], 0),
-    "beside a transpose": (lambda y: y.transpose(0, 1)[:, :1] + y.transpose(0, 1), 1),
-}
-
-
-@pytest.mark.parametrize("name", SLICES)
-def test_slice_reads_one_input_of_a_cat_exactly_where_it_takes_that_one(name):
-    take, left = SLICES[name]
-    model = Of(lambda x: take(torch.cat([x * 2.0, x * 3.0, x * 5.0], 1)))
-    (x,) = rows(VECTOR)
-    graph_module = canonical_program(model, (x,))
-    assert len(nodes(graph_module, aten.cat.default)) == left
-    assert torch.equal(graph_module(x), model(x))
-
-
 LOCAL_POOLS = {
     "average pool": lambda x: F.avg_pool2d(x, 2),
     "max pool": lambda x: F.max_pool2d(x, 2),
