@@ -175,8 +175,10 @@ def build(
             if task.teacher is not None:
                 scores["teacher"] = score(task, float_predict(task.teacher), "test")
     baseline = None  # of the drop that int16 activations may leave
-    if isinstance(step, Quantize) and step.activations == "auto" and compressing_steps(recipe):
-        baseline = _best_validation_score(task)
+    is_scored = task.evaluate is not None and "validation" in task.data
+    is_auto = isinstance(step, Quantize) and step.activations == "auto"
+    if is_auto and is_scored and compressing_steps(recipe):
+        baseline = best_float_score(task)
     compressed = Compressed(model=task.model)
     if compressing_steps(recipe):
         with stage("compressing") as report:
@@ -382,10 +384,8 @@ def _drop(task: Task, scores: Mapping[str, float]) -> float | None:
     return max(drops, default=None)
 
 
-def _best_validation_score(task: Task) -> float | None:
-    """Return the better score of the float model and its teacher; None where there is none."""
-    if task.evaluate is None or "validation" not in task.data:
-        return None
+def best_float_score(task: Task) -> float:
+    """Return the better score on `validation` of the float model and its teacher."""
     models = [m for m in (task.model, task.teacher) if m is not None]
     return task.metric.best([score(task, float_predict(m), "validation") for m in models])
 

@@ -27,6 +27,7 @@ from edgeshrink.build import (
     STEPS,
     Built,
     Progress,
+    best_float_score,
     build,
     check_build,
     claim,
@@ -183,10 +184,7 @@ def search_and_build(
             study, folder, task, trained, target, budget, optimize=optimize, threads=threads,
             seed=seed, cache=cache, progress=progress,
         )  # fmt: skip
-        models = [m for m in (trained.model, trained.teacher) if m is not None]
-        before = trained.metric.best(
-            [score(trained, float_predict(m), "validation") for m in models]
-        )
+        before = best_float_score(trained)
         search = _Search(
             study=study, space=space, place=place, target=target, folder=folder, task=trained,
             budget=budget, before=before, model=digest_of(trained.model), names=names,

@@ -48,7 +48,7 @@ def calibrate(predict: Predict, step: ScaleTemperature, task: Task, model: nn.Mo
     """
     logits, labels = _collect(predict, task)
     found = fit_temperature(logits, labels, n_bins=step.n_bins)
-    if bool((logits.argmax(axis=1) == labels).all()):
+    if _all_right(logits, labels):
         note = (
             f"left at 1: all {found.n_samples} validation samples are right, so nothing bounds it; "
             f"calibration error {found.ece_before:.4f}, NLL {found.nll_before:.4f}"
@@ -73,7 +73,7 @@ def fit_temperature(logits: Array, labels: Array, *, n_bins: int) -> Calibrated:
     Where every sample is right no temperature is the best, and it stays 1.
     """
     logits = logits.astype(np.float64)
-    if bool((logits.argmax(axis=1) == labels).all()):  # the likelihood grows for ever
+    if _all_right(logits, labels):  # the likelihood grows for ever
         nll, error = _nll(logits, labels), calibration_error(logits, labels, n_bins=n_bins)
         return Calibrated(
             temperature=1.0, nll_before=nll, nll_after=nll, ece_before=error, ece_after=error,
@@ -111,6 +111,10 @@ def calibration_error(logits: Array, labels: Array, *, n_bins: int) -> float:
     bins = np.minimum((confidence * n_bins).astype(int), n_bins - 1)  # (n,)
     gaps = np.bincount(bins, weights=confidence - is_right, minlength=n_bins)  # n_b * (conf - acc)
     return float(np.abs(gaps).sum() / len(labels))
+
+
+def _all_right(logits: Array, labels: Array) -> bool:
+    return bool((logits.argmax(axis=1) == labels).all())
 
 
 def _nll(logits: Array, labels: Array) -> float:

@@ -12,8 +12,12 @@ from edgeshrink.errors import ModelError
 from edgeshrink.exporting.gates import check_int8, compare, engine_limit
 from edgeshrink.exporting.tflite import Names, lower_to_tflite
 from edgeshrink.graph_reader import read_graph
+from edgeshrink.lowering import lower
+from edgeshrink.passes import run_passes
 from edgeshrink.quantizer import canonical_program, quantize
+from edgeshrink.quantizer.annotate import refuse_unsupported
 from edgeshrink.runtimes import open_model
+from edgeshrink.target import load_target
 from tests.layers import REFUSED, SUPPORTED, Layer
 
 pytestmark = pytest.mark.slow
@@ -61,6 +65,22 @@ def test_supported_layer_is_int8_throughout_and_agrees_with_the_quantized_graph(
         got = runner.run(np.concatenate([stored(s[0].numpy(), source, inputs[0]) for s in samples]))
     reference = np.concatenate([stored(r.numpy(), sink, outputs[0]) for r in results])
     compare("litert", "torch", got, [reference], limit=engine_limit(graph))
+    _check_on_microcontrollers(graph_module, data, graph)
+
+
+def _check_on_microcontrollers(graph_module, data, graph):
+    """TFLM and our compiler take the file, or neither does and the layer is refused beforehand."""
+    try:
+        refuse_unsupported(graph_module, micro=True)
+    except ModelError:
+        with pytest.raises(ModelError), open_model(data, "tflm"):
+            pass
+        with pytest.raises(ModelError):
+            lower(run_passes(graph)[0], load_target("rp2040").cpu.isa)
+        return
+    with open_model(data, "tflm"):
+        pass
+    lower(run_passes(graph)[0], load_target("rp2040").cpu.isa)
 
 
 @pytest.mark.parametrize("name", REFUSED)
